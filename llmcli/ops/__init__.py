@@ -1,0 +1,20 @@
+"""Fused operators: the only door from models to kernels.
+
+Shapes: B batch, T query, S key, H query heads, G key/value heads, D head size, C width, V vocabulary.
+"""
+
+from llmcli.ops.activation import gelu, silu_gate
+from llmcli.ops.attention import attention
+from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from llmcli.ops.softmax import softmax
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
+    "gelu",
+    "layer_norm",
+    "rms_norm",
+    "silu_gate",
+    "softmax",
+]
