@@ -29,7 +29,11 @@ def attention(
         limit = length
         if causal:
             limit = torch.minimum(limit, length - T + torch.arange(T, device=q.device).view(T, 1) + 1)
-        mask = (s < limit).expand(-1 if k_lengths is None else q.shape[0], -1, T, S) if k_lengths is not None else (s < limit).expand(T, S)
+        mask = (
+            (s < limit).expand(-1 if k_lengths is None else q.shape[0], -1, T, S)
+            if k_lengths is not None
+            else (s < limit).expand(T, S)
+        )
     add = bias
     if mask is not None:
         add = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))

@@ -1,0 +1,5 @@
+// Every kernel and then the table: what an instruction set compiles. A new kernel is one line here.
+#pragma once
+#include "softmax.h"
+
+#include "table.h"

@@ -1,0 +1,93 @@
+// Eight floats: AVX2 with FMA and F16C.
+#pragma once
+#include "half.h"
+
+namespace llmcli::cpu::LLMCLI_ISA {
+
+constexpr int N = 8;
+using F = __m256;
+using M = __m256;
+
+LLMCLI_INLINE F set(float x) { return _mm256_set1_ps(x); }
+LLMCLI_INLINE F zero() { return _mm256_setzero_ps(); }
+
+LLMCLI_INLINE __m256i lanes_below(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n < N ? n : N)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+LLMCLI_INLINE __m128i narrow(F x, const bf16*) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded =
+      _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i y = _mm256_blendv_epi8(rounded, quiet, nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+}
+LLMCLI_INLINE __m128i narrow(F x, const f16*) {
+  return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+LLMCLI_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
+LLMCLI_INLINE F load(const bf16* p) {
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+LLMCLI_INLINE F load(const f16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// The first n lanes from memory, the rest `fill`; nothing past p[n - 1] is touched.
+LLMCLI_INLINE F load_n(const float* p, int64_t n, float fill = 0.0f) {
+  const __m256i m = lanes_below(n);
+  return _mm256_blendv_ps(set(fill), _mm256_maskload_ps(p, m), _mm256_castsi256_ps(m));
+}
+template <typename T>
+LLMCLI_INLINE F load_n(const T* p, int64_t n, float fill = 0.0f) {
+  T x[N] = {};
+  std::memcpy(x, p, static_cast<size_t>(n < N ? n : N) * sizeof(T));
+  return _mm256_blendv_ps(set(fill), load(x), _mm256_castsi256_ps(lanes_below(n)));
+}
+LLMCLI_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+template <typename T>
+LLMCLI_INLINE void store(T* p, F x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(x, p));
+}
+LLMCLI_INLINE void store_n(float* p, F x, int64_t n) { _mm256_maskstore_ps(p, lanes_below(n), x); }
+template <typename T>
+LLMCLI_INLINE void store_n(T* p, F x, int64_t n) {
+  T y[N];
+  store(y, x);
+  std::memcpy(p, y, static_cast<size_t>(n < N ? n : N) * sizeof(T));
+}
+
+LLMCLI_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+LLMCLI_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+LLMCLI_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+LLMCLI_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
+LLMCLI_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+LLMCLI_INLINE M less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+LLMCLI_INLINE F select(M m, F a, F b) { return _mm256_blendv_ps(b, a, m); }  // m ? a : b
+LLMCLI_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }                // b where either is NaN
+LLMCLI_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
+LLMCLI_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
+LLMCLI_INLINE float reduce_add(F x) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+LLMCLI_INLINE float reduce_max(F x) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+// 2^n for integral n in [-126, 127].
+LLMCLI_INLINE F exp2i(F n) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+LLMCLI_INLINE F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+}  // namespace llmcli::cpu::LLMCLI_ISA
+
+#include "vec_math.h"

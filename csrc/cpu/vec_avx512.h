@@ -1,0 +1,84 @@
+// Sixteen floats: AVX-512 F, BW, DQ, VL; LLMCLI_HAS_BF16 where the target also has the bfloat16 instructions.
+#pragma once
+#include "half.h"
+
+namespace llmcli::cpu::LLMCLI_ISA {
+
+constexpr int N = 16;
+using F = __m512;
+using M = __mmask16;
+
+LLMCLI_INLINE F set(float x) { return _mm512_set1_ps(x); }
+LLMCLI_INLINE F zero() { return _mm512_setzero_ps(); }
+
+LLMCLI_INLINE M lanes_below(int64_t n) {
+  return n >= N ? 0xffff : static_cast<M>((1u << (n > 0 ? n : 0)) - 1u);
+}
+LLMCLI_INLINE F widen(__m256i x, const bf16*) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+LLMCLI_INLINE F widen(__m256i x, const f16*) { return _mm512_cvtph_ps(x); }
+LLMCLI_INLINE __m256i narrow(F x, const bf16*) {
+#if defined(LLMCLI_HAS_BF16)
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  const M nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, quiet));
+#endif
+}
+LLMCLI_INLINE __m256i narrow(F x, const f16*) {
+  return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+LLMCLI_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+template <typename T>
+LLMCLI_INLINE F load(const T* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), p);
+}
+// The first n lanes from memory, the rest `fill`; nothing past p[n - 1] is touched.
+LLMCLI_INLINE F load_n(const float* p, int64_t n, float fill = 0.0f) {
+  return _mm512_mask_loadu_ps(set(fill), lanes_below(n), p);
+}
+template <typename T>
+LLMCLI_INLINE F load_n(const T* p, int64_t n, float fill = 0.0f) {
+  const M m = lanes_below(n);
+  return _mm512_mask_mov_ps(set(fill), m, widen(_mm256_maskz_loadu_epi16(m, p), p));
+}
+LLMCLI_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+template <typename T>
+LLMCLI_INLINE void store(T* p, F x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x, p));
+}
+LLMCLI_INLINE void store_n(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, lanes_below(n), x); }
+template <typename T>
+LLMCLI_INLINE void store_n(T* p, F x, int64_t n) {
+  _mm256_mask_storeu_epi16(p, lanes_below(n), narrow(x, p));
+}
+
+LLMCLI_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+LLMCLI_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+LLMCLI_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+LLMCLI_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
+LLMCLI_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+LLMCLI_INLINE M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+LLMCLI_INLINE F select(M m, F a, F b) { return _mm512_mask_mov_ps(b, m, a); }  // m ? a : b
+LLMCLI_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }                  // b where either is NaN
+LLMCLI_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
+LLMCLI_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
+LLMCLI_INLINE float reduce_add(F x) { return _mm512_reduce_add_ps(x); }
+LLMCLI_INLINE float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
+// 2^n for integral n in [-126, 127].
+LLMCLI_INLINE F exp2i(F n) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+LLMCLI_INLINE F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+}  // namespace llmcli::cpu::LLMCLI_ISA
+
+#include "vec_math.h"

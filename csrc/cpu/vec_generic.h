@@ -1,0 +1,75 @@
+// Four floats through the compiler's own vector types: the baseline of every architecture, and NEON.
+#pragma once
+#include "half.h"
+
+namespace llmcli::cpu::LLMCLI_ISA {
+
+constexpr int N = 4;
+typedef float F __attribute__((vector_size(16)));
+typedef int32_t I __attribute__((vector_size(16)));
+using M = I;  // all ones where true
+
+LLMCLI_INLINE F set(float x) { return F{x, x, x, x}; }
+LLMCLI_INLINE F zero() { return set(0.0f); }
+
+template <typename T>
+LLMCLI_INLINE F load(const T* p) {
+  return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+}
+template <>
+LLMCLI_INLINE F load<float>(const float* p) {
+  F x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+// The first n lanes from memory, the rest `fill`; nothing past p[n - 1] is touched.
+template <typename T>
+LLMCLI_INLINE F load_n(const T* p, int64_t n, float fill = 0.0f) {
+  F x = set(fill);
+  for (int i = 0; i < N; ++i)
+    if (i < n) x[i] = to_float(p[i]);
+  return x;
+}
+template <typename T>
+LLMCLI_INLINE void store(T* p, F x) {
+  for (int i = 0; i < N; ++i) from_float(x[i], p + i);
+}
+template <>
+LLMCLI_INLINE void store<float>(float* p, F x) {
+  std::memcpy(p, &x, sizeof x);
+}
+template <typename T>
+LLMCLI_INLINE void store_n(T* p, F x, int64_t n) {
+  for (int i = 0; i < N; ++i)
+    if (i < n) from_float(x[i], p + i);
+}
+
+LLMCLI_INLINE F add(F a, F b) { return a + b; }
+LLMCLI_INLINE F sub(F a, F b) { return a - b; }
+LLMCLI_INLINE F mul(F a, F b) { return a * b; }
+LLMCLI_INLINE F div(F a, F b) { return a / b; }
+LLMCLI_INLINE F fma(F a, F b, F c) { return a * b + c; }
+LLMCLI_INLINE M less(F a, F b) { return a < b; }
+LLMCLI_INLINE F select(M m, F a, F b) { return (F)((m & (I)a) | (~m & (I)b)); }  // m ? a : b
+LLMCLI_INLINE F max(F a, F b) { return select(a > b, a, b); }                    // b where either is NaN
+LLMCLI_INLINE F min(F a, F b) { return select(a < b, a, b); }
+LLMCLI_INLINE F sqrt(F x) { return F{sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])}; }
+LLMCLI_INLINE float reduce_add(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+LLMCLI_INLINE float reduce_max(F x) {
+  const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+  return a > b ? a : b;
+}
+// 2^n for integral n in [-126, 127].
+LLMCLI_INLINE F exp2i(F n) {
+  const I k = {static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]), static_cast<int32_t>(n[2]),
+               static_cast<int32_t>(n[3])};
+  return (F)((k + 127) << 23);
+}
+LLMCLI_INLINE F round(F x) {  // to nearest even, |x| < 2^22
+  const F magic = set(12582912.0f);
+  return (x + magic) - magic;
+}
+
+}  // namespace llmcli::cpu::LLMCLI_ISA
+
+#include "vec_math.h"
