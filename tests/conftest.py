@@ -1,7 +1,61 @@
-"""What every test shares."""
+"""What every test shares; among it the real command line, run by a real shell."""
 
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+import llmcli
 
 # A deadline measures the machine's load, not the code.
 settings.register_profile("llmcli", deadline=None)
 settings.load_profile("llmcli")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a shell command left: its exit code and its two streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def shell_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which `llmcli` is this package, whether it is installed or not, and nothing is coloured."""
+    folder = tmp_path_factory.mktemp("bin")
+    program = folder / "llmcli"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m llmcli "$@"\n')
+    program.chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LLMCLI_", "COLUMNS"))}
+    environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+    environment["PYTHONPATH"] = str(Path(llmcli.__file__).parents[1])
+    environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+@pytest.fixture
+def shell(shell_environment: dict[str, str], tmp_path: Path) -> Callable[..., Result]:
+    """`shell("echo x | llmcli …")` runs bash with pipefail in an empty folder; stdin is empty unless given."""
+
+    def run(script: str, *, stdin: bytes = b"", timeout: float = 120, **environment: str) -> Result:
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", script],
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env=shell_environment | environment,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run

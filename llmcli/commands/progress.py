@@ -1,0 +1,78 @@
+"""Progress on stderr: a bar on a terminal, otherwise one plain line every ten seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+import click
+
+DELAY = 1.0  # seconds before anything is shown: quick work stays silent
+INTERVAL = 10.0  # seconds between plain lines
+
+
+class Progress:
+    """Shows how far a piece of work is; silent with -q, or when the work takes less than a second.
+
+    `unit` is the name of what is counted; "B" counts bytes.
+    """
+
+    def __init__(self, what: str, *, total: float | None = None, unit: str = "") -> None:
+        context = click.get_current_context(silent=True)
+        self._quiet = sys.stderr is None or bool(context and context.meta.get("quiet"))
+        self._bars = not self._quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._what, self._total, self._unit = what, total, unit
+        self._begin = self._printed = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Report `done` of `total` in the unit of the work; `note` is a few words such as the current loss."""
+        self._total = self._total if total is None else total
+        now = time.monotonic()
+        if self._quiet or now - self._begin < DELAY:
+            return
+        if self._bars:
+            self._draw(done, note)
+        elif now - self._printed >= INTERVAL:
+            self._printed = now
+            share = f" {100 * done / self._total:.0f} %" if self._total else ""
+            of = f" of {self._amount(self._total)}" if self._total else ""
+            with contextlib.suppress(OSError, ValueError):
+                print(f"{self._what}:{share} {self._amount(done)}{of} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def _amount(self, value: float) -> str:
+        if self._unit == "B":
+            return f"{value / 1e6:.1f} MB"
+        return f"{value:.0f} {self._unit}".rstrip()
+
+    def _draw(self, done: float, note: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[amount]} {task.fields[note]}", markup=False),
+                TimeRemainingColumn(),
+                console=Console(stderr=True, highlight=False),
+                transient=True,
+            )
+            self._task = self._bar.add_task(self._what, total=self._total, amount="", note="")
+            self._bar.start()
+        of = f"/{self._amount(self._total)}" if self._total else ""
+        self._bar.update(self._task, completed=done, total=self._total, amount=f"{self._amount(done)}{of}", note=note)

@@ -1,0 +1,293 @@
+"""Text in, text out: prompts, strict UTF-8, stdout, files written beside and renamed, Ctrl-C, tables.
+
+Knows terminals and bytes; knows nothing of models. stdout is the product, stderr the conversation.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import json
+import math
+import os
+import select
+import signal
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import click
+
+from llmcli.errors import InputError, ModelError, ResourceError
+
+PATIENCE = 2.0  # seconds of silence on stdin before the user is told what is awaited
+
+
+def decode(data: bytes, source: str, errors: str = "strict") -> str:
+    """Bytes as UTF-8 text. Raises InputError with the byte offset unless `errors` is "replace"."""
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"expected UTF-8, got byte 0x{data[error.start]:02x} at offset {error.start} of {source}; "
+            "convert the text or pass --encoding-errors replace"
+        ) from None
+
+
+def read_bytes(path: str) -> bytes:
+    """A file's bytes; '-' is stdin. Raises ModelError when it is missing, InputError when it cannot be read."""
+    if path == "-":
+        return read_stdin()
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"expected an existing file, got '{path}', which does not exist") from None
+    except OSError as error:
+        raise InputError(f"expected a readable file, got '{path}': {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"expected a file name, got {path!r}") from None
+
+
+def read_text(path: str, errors: str = "strict") -> str:
+    """A file as UTF-8 text; '-' is stdin. Raises as `read_bytes` and `decode` do."""
+    return decode(read_bytes(path), "standard input" if path == "-" else f"'{path}'", errors)
+
+
+def stdin_is_terminal() -> bool:
+    """True when nothing is piped in: a terminal, or no stdin at all."""
+    try:
+        return sys.stdin is None or sys.stdin.isatty()
+    except ValueError:  # closed
+        return True
+
+
+def read_stdin() -> bytes:
+    """All of stdin; says on stderr what it waits for when nothing comes. Raises InputError when there is none."""
+    if sys.stdin is None:
+        raise InputError("expected text on standard input, got a closed stream")
+    if not sys.stdin.isatty():
+        with contextlib.suppress(OSError, ValueError):  # not a selectable file
+            if not select.select([sys.stdin.fileno()], [], [], PATIENCE)[0]:
+                note("waiting for text on standard input; close it (</dev/null) when there is none")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"expected readable text on standard input: {error.strerror}") from None
+
+
+def unescape(text: str) -> str:
+    r"""Interpret \n, \t, \\, \xHH, \uHHHH and the like. Raises InputError on a broken escape."""
+    try:
+        plain: str = codecs.decode(
+            text.encode("ascii", "backslashreplace").replace(b"\\\\u", b"\\\\u"), "unicode_escape"
+        )
+        return plain.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeError as error:
+        raise InputError(f"expected escapes like \\n or \\u00e9 in the prompt, got a broken one: {error}") from None
+
+
+def read_prompt(
+    argument: str | None,
+    flag: str | None,
+    file: str | None,
+    *,
+    errors: str = "strict",
+    escape: bool = False,
+) -> str:
+    """The prompt: positional argument (after piped text), else -p, else -f, else stdin; '-' is stdin.
+
+    `escape` interprets backslash escapes in the argument or flag, never in a file or in piped text.
+    Raises InputError when there is none or it is empty.
+    """
+    typed = argument if argument is not None else flag
+    if typed is not None and typed != "-":
+        text = decode(os.fsencode(typed), "the prompt", errors)  # argv, whatever the locale made of it
+        text = unescape(text) if escape else text
+        if argument is not None and not stdin_is_terminal():
+            text = decode(read_stdin(), "standard input", errors) + text
+    elif typed is None and file is not None:
+        text = read_text(file, errors)
+    elif typed is None and stdin_is_terminal():
+        raise InputError("expected a prompt, got none; pass it as an argument, with -f FILE, or through a pipe")
+    else:
+        text = decode(read_stdin(), "standard input", errors)
+    if not text:
+        raise InputError("expected a prompt, got empty text; pass at least one character")
+    return text
+
+
+def note(text: str) -> None:
+    """One line on stderr, unless -q; a closed stderr changes nothing."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.meta.get("quiet"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def is_verbose() -> bool:
+    """True when -v was given."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get("verbose"))
+
+
+class Writer:
+    """UTF-8 text to stdout or a file; flushed at every write when someone watches or reads along."""
+
+    def __init__(self, stream: IO[bytes], name: str, *, eager: bool) -> None:
+        self._stream, self._name, self._eager = stream, name, eager
+
+    def write(self, text: str | bytes) -> None:
+        """Write all of it. Raises ResourceError when the device is full, BrokenPipeError when the reader left."""
+        try:
+            self._stream.write(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
+            if self._eager:
+                self._stream.flush()
+        except OSError as error:
+            raise self._explain(error) from None
+
+    def flush(self) -> None:
+        """Push out what is buffered; raises as `write` does."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: OSError) -> Exception:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return ResourceError(f"no space left on the device while writing {self._name}; free some space")
+        return error
+
+
+@contextlib.contextmanager
+def open_output(path: str | None = None) -> Iterator[Writer]:
+    """A writer on stdout (None or '-') or on a file, which appears whole when the block ends well, or not at all.
+
+    Raises InputError when the file cannot be created, ResourceError when the device is full.
+    """
+    if path is None or path == "-":
+        if sys.stdout is None:
+            raise ResourceError("expected an open standard output, got a closed one; redirect it or pass -o FILE")
+        writer = Writer(sys.stdout.buffer, "standard output", eager=True)
+        yield writer
+        writer.flush()
+        return
+    target = os.path.realpath(path)  # a link stays a link
+    try:
+        mode = os.stat(target).st_mode
+    except OSError:
+        mode = stat.S_IFREG | (0o666 & ~_umask())
+    try:
+        if not stat.S_ISREG(mode):  # a device or a named pipe takes the bytes as they come
+            with open(target, "wb", buffering=0) as device:
+                yield Writer(device, f"'{path}'", eager=False)
+            return
+        handle, beside = tempfile.mkstemp(prefix=f".{os.path.basename(target)[:200]}.", dir=os.path.dirname(target))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"no space left on the device while creating '{path}'; free some space") from None
+        raise InputError(f"expected a file that can be written, got '{path}': {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(handle, stat.S_IMODE(mode))
+            writer = Writer(stream, f"'{path}'", eager=False)
+            yield writer
+            writer.flush()
+            os.fsync(handle)
+        os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed inside `interruptible`."""
+
+    stop_requested = False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Ctrl-C sets `stop_requested`, so that the block can finish what it is at; a second one ends it at once.
+
+    When the block ends after a request, the command exits with 130.
+    """
+    interrupt = Interrupt()
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if interrupt.stop_requested:
+            raise KeyboardInterrupt
+        interrupt.stop_requested = True
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        yield interrupt
+        return
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupt.stop_requested:
+        raise click.exceptions.Exit(130)
+
+
+def plain(value: Any) -> Any:
+    """The same document with null in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def to_json(document: Any, *, indent: int | None = 2) -> str:
+    """One JSON document with a newline at its end; `indent=None` gives a line of JSONL."""
+    return json.dumps(plain(document), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def wants_color(stream: Any) -> bool:
+    """Colour only on a terminal; NO_COLOR and TERM=dumb turn it off, FORCE_COLOR turns it on."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return os.environ.get("TERM") != "dumb" and stream is not None and bool(stream.isatty())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> str:
+    """Aligned columns under a header, ready to print; `right` names the right-aligned columns.
+
+    Cells are never cut: a terminal that is too narrow folds the widest column.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, title in enumerate(columns):
+        grid.add_column(title, justify="right" if index in set(right) else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    color = wants_color(sys.stdout)
+    watched = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(
+        force_terminal=color, no_color=not color, color_system="standard" if color else None,
+        width=None if watched else 1000, highlight=False,
+    )  # fmt: skip
+    with console.capture() as capture:
+        console.print(grid)
+    return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
