@@ -59,3 +59,13 @@ def shell(shell_environment: dict[str, str], tmp_path: Path) -> Callable[..., Re
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny random GPT-2 (vocabulary 320, 64 positions) with its tokenizer. Read only: copy to change."""
+    directory = tmp_path_factory.mktemp("tiny_gpt2")
+    from tests.tiny import write_checkpoint  # here, because it imports torch, which many tests do without
+
+    write_checkpoint(directory)
+    return directory

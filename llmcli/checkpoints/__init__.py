@@ -1,0 +1,1 @@
+"""Checkpoint formats, one file each: names and tensors, no knowledge of models."""

@@ -1,0 +1,195 @@
+"""From what the user typed to a model and its tokenizer: find the files, build without memory, map, rename, assign."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmcli.checkpoints import safetensors
+from llmcli.errors import ModelError, ResourceError
+from llmcli.models import model_class
+from llmcli.tokenizer import Tokenizer
+
+DEFAULT = Path(__file__).parent / "default_model"
+ALIASES = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+}
+FETCHED = ["config.json", "*.safetensors", "*.safetensors.index.json", "*tokenizer*.json", "vocab.json", "merges.txt"]
+SUFFIXES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".gguf")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, and where it came from."""
+
+    model: Any
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+    name: str
+    path: Path
+    dtype: torch.dtype
+    device: torch.device
+
+    def sha256(self) -> str:
+        """Hash of the weight files, in hexadecimal."""
+        return sha256(self.path)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a checkpoint's weight files, in order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in safetensors.files(path):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def load(
+    spec: str | os.PathLike[str] = "default",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Loaded:
+    """A directory, file, hub id or alias → a model in eval mode and its tokenizer.
+
+    Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
+    """
+    path = find(spec, offline=offline)
+    where = _device(device)
+    config = read_config(path)
+    model_cls = model_class(config.get("model_type", "gpt2"))
+    weights = safetensors.open(path)
+    with torch.device("meta"):
+        model = model_cls(model_cls.Config.from_dict(config))
+    renamed = model.rename(weights)
+    chosen = _dtype(dtype, renamed, where)
+    _assign(model, renamed, chosen, where, path, progress)
+    directory = path if path.is_dir() else path.parent
+    tokenizer = Tokenizer.open(directory)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ModelError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, but vocab_size in config.json is "
+            f"{model.config.vocab_size}: the files belong to different models"
+        )
+    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` beside a checkpoint."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{file}: no such file; a model is config.json, *.safetensors and a tokenizer") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: expected a JSON object; got {type(config).__name__}")
+    return config
+
+
+def _assign(
+    model: torch.nn.Module,
+    weights: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    path: Path,
+    progress: Progress | None,
+) -> None:
+    """Put each tensor in its place, cast and moved one at a time."""
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    for names, problem in ((missing, "is missing"), (unknown, "has no place in this architecture")):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise ModelError(f"{path}: the tensor {names[0]} {problem}{more}: config.json and weights do not match")
+    total, done = sum(tensor.nbytes for tensor in weights.values()), 0
+    for name, shape in expected.items():
+        tensor = weights.pop(name)
+        if tensor.shape != shape:
+            raise ModelError(f"{path}: {name} has shape {tuple(tensor.shape)}; config.json asks for {tuple(shape)}")
+        size = tensor.nbytes
+        _place(model, name, tensor.to(device, dtype))
+        done += size
+        if progress is not None:
+            progress(done, total)
+
+
+def _place(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor, requires_grad=True))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise ResourceError(
+            f"device {name} is not available; this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def _dtype(name: str, weights: dict[str, torch.Tensor], device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return DTYPES[name]
+    return torch.float32 if device.type == "cpu" else next(iter(weights.values())).dtype
+
+
+def find(spec: str | os.PathLike[str], *, offline: bool = False) -> Path:
+    """The file or directory of a model: an existing path, an alias, the hub's cache, the hub, in this order.
+
+    Raises ModelError when there is none; something that looks like a path is never looked up on the hub.
+    """
+    path = Path(spec)
+    if path.exists():
+        return path
+    name = str(spec)
+    if name == "default":
+        return DEFAULT
+    if name not in ALIASES and (name.startswith((".", "~", os.sep)) or name.count("/") != 1 or path.suffix in SUFFIXES):
+        raise ModelError(
+            f"{name}: no such file or directory, and neither user/name nor one of: {', '.join(['default', *ALIASES])}"
+        )
+    return _fetch(ALIASES.get(name, name), offline)
+
+
+def _fetch(name: str, offline: bool) -> Path:
+    """The snapshot of user/name[@revision] in the hub's cache, downloaded when it is not there."""
+    # Imported here: it costs as much as half of the start-up budget, and most runs have no need for it.
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    repository, _, revision = name.partition("@")
+    try:
+        where = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=FETCHED,
+            local_files_only=offline or constants.HF_HUB_OFFLINE,
+        )
+    except Exception as error:  # the library raises its own, httpx's and OSError
+        command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+        raise ModelError(
+            f"{name}: not in the cache {constants.HF_HUB_CACHE} and not fetched ({type(error).__name__}); "
+            f"to fetch it: {command} {' '.join(f'--include {pattern!r}' for pattern in FETCHED)}"
+        ) from error
+    return Path(where)

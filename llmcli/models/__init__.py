@@ -1,0 +1,22 @@
+"""Architectures: one file each, readable in one sitting; they know ids and tensors, never text, files or devices.
+
+A model offers `start`/`step` (generation), `logprobs` (scoring), `forward` (training) and `rename`/`checkpoint` (its
+names in a checkpoint). To add one, add a file and a row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from llmcli.errors import ModelError
+
+MODELS = {"gpt2": "llmcli.models.gpt2:GPT2"}
+
+
+def model_class(model_type: str) -> Any:
+    """The class that reads `config.json` files of this model_type."""
+    if model_type not in MODELS:
+        raise ModelError(f"model_type {model_type!r} is not supported; expected one of: {', '.join(sorted(MODELS))}")
+    module, name = MODELS[model_type].split(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,337 @@
+"""GPT-2: token and position embeddings, pre-norm blocks, a head tied to the token embedding.
+
+"Language Models are Unsupervised Multitask Learners", Radford et al., 2019. Shapes: B batch, T new positions, S all
+positions, H heads, D head size, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcli.errors import ModelError
+from llmcli.nn.kv_cache import KVCache
+from llmcli.ops import add_layer_norm, attention, gelu, softmax
+
+# Prompts are read in pieces of this many positions, always counted from position 0: memory stays bounded, and a matrix
+# product sees the same number of rows whatever the length of the prompt, except in its last piece.
+CHUNK = 512
+
+ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu_new": lambda x, bias: gelu(x, bias, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x, bias: gelu(x, bias, approximate="tanh"),
+    "gelu": lambda x, bias: gelu(x, bias),
+    "relu": lambda x, bias: F.relu(x + bias),
+    "silu": lambda x, bias: F.silu(x + bias),
+    "swish": lambda x, bias: F.silu(x + bias),
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The keys of `config.json` that decide the arithmetic, with that format's defaults.
+
+    position_embedding_type is "learned" or "sinusoidal" (Vaswani et al., 2017: no parameters).
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+    position_embedding_type: str = "learned"
+
+    # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
+    REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}  # noqa: RUF012
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> GPT2Config:
+        """Check the values of a `config.json`; keys that do not change the arithmetic are ignored.
+
+        `reorder_and_upcast_attn` is one of those: the attention kernel always accumulates in float32.
+        """
+        for key, off in cls.REFUSED.items():
+            if config.get(key, off) not in (off, None):
+                raise ModelError(
+                    f"config.json: {key} = {config[key]!r} is not supported; expected {off!r} or no such key"
+                )
+        chosen = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        if chosen.get("position_embedding_type") == "absolute":
+            chosen["position_embedding_type"] = "learned"
+        for field in fields(cls):
+            value = chosen.get(field.name, field.default)
+            if not _is(str(field.type), value):
+                raise ModelError(f"config.json: {field.name} = {value!r}; expected {field.type}, positive and finite")
+        result = cls(**chosen)
+        if result.activation_function not in ACTIVATIONS:
+            raise ModelError(
+                f"config.json: activation_function {result.activation_function!r} is not supported; "
+                f"expected one of: {', '.join(ACTIVATIONS)}"
+            )
+        if result.position_embedding_type not in ("learned", "sinusoidal"):
+            raise ModelError(
+                f"config.json: position_embedding_type {result.position_embedding_type!r} is not supported; "
+                "expected learned or sinusoidal"
+            )
+        if result.n_embd % result.n_head:
+            raise ModelError(f"config.json: n_embd {result.n_embd} is not a multiple of n_head {result.n_head}")
+        return result
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Whether a JSON value fits the annotation of a field (true is no number, and sizes are positive)."""
+    if isinstance(value, bool) or kind == "bool":
+        return isinstance(value, bool) and kind == "bool"
+    if kind == "float":
+        return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    if kind == "str":
+        return isinstance(value, str)
+    return (value is None and kind == "int | None") or (isinstance(value, int) and value > 0)
+
+
+class Linear(nn.Linear):
+    """nn.Linear without random weights: they come from a checkpoint or from `GPT2.initialize`."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is, so that a model on the meta device costs nothing."""
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding without random weights, likewise."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class Attention(nn.Module):
+    """Causal self-attention over the cache: x (B,T,C) → (B,T,C)."""
+
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        self.layer, self.n_head = layer, config.n_head
+        self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.attn_pdrop = config.attn_pdrop
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # each (B,T,H,D)
+        if self.training and self.attn_pdrop:
+            # The fused kernel keeps no attention weights that could be dropped; only training with dropout comes here.
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_pdrop, is_causal=True, scale=self.scale)
+            y = y.transpose(1, 2)
+        else:
+            k_lengths = None
+            if cache is not None:
+                k, v, k_lengths = cache.extend(self.layer, k, v)  # each (B,S,H,D)
+            y = attention(q, k, v, scale=self.scale, causal=True, k_lengths=k_lengths)
+        projected: Tensor = self.c_proj(y.reshape(B, T, C))
+        return projected
+
+
+class MLP(nn.Module):
+    """Two linear layers around the activation: x (B,T,C) → (B,T,C)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        inner = config.n_inner or 4 * config.n_embd
+        self.activation = ACTIVATIONS[config.activation_function]
+        self.c_fc = Linear(config.n_embd, inner)
+        self.c_proj = Linear(inner, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation(F.linear(x, self.c_fc.weight), self.c_fc.bias)  # (B,T,4C)
+        projected: Tensor = self.c_proj(hidden)
+        return projected
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normed residual stream.
+
+    A block receives the stream x and the update that the block before left to add, so that each addition fuses with the
+    norm that follows it.
+    """
+
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        self.resid_pdrop = config.resid_pdrop
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, update: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        normed, x = add_layer_norm(update, x, self.ln_1.weight, self.ln_1.bias, eps=self.ln_1.eps)
+        update = F.dropout(self.attn(normed, cache), self.resid_pdrop, self.training)
+        normed, x = add_layer_norm(update, x, self.ln_2.weight, self.ln_2.bias, eps=self.ln_2.eps)
+        return x, F.dropout(self.mlp(normed), self.resid_pdrop, self.training)
+
+
+class GPT2(nn.Module):
+    """The whole model; its parameters hold whatever was in memory until a checkpoint or `initialize` fills them."""
+
+    Config = GPT2Config
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        if config.position_embedding_type == "learned":
+            self.wpe = Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self._sinusoids: Tensor | None = None
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> GPT2:
+        """Fill the parameters for training from scratch (section 2.3 of the paper).
+
+        Normal weights of initializer_range, zero biases; projections into the residual stream are smaller by
+        sqrt(2 * n_layer), because so many of them add up.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif ".ln_" in name or name.startswith("ln_"):
+                parameter.fill_(1.0)
+            else:
+                residual = name.endswith("c_proj.weight")
+                scale = 1 / math.sqrt(2 * self.config.n_layer) if residual else 1.0
+                parameter.normal_(0.0, self.config.initializer_range * scale, generator=generator)
+        return self
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
+        return self._head(*self._blocks(ids, None))
+
+    def start(
+        self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """Read prompts: ids (B,T), right-padded when lengths (B,) are given → logits (B,V) of each last token, state.
+
+        capacity is the number of positions that the state can ever hold (n_positions if not given).
+        """
+        config = self.config
+        weight = self.wte.weight
+        cache = KVCache(
+            config.n_layer,
+            ids.shape[0],
+            config.n_positions if capacity is None else capacity,
+            config.n_head,
+            config.n_embd // config.n_head,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        ends = [ids.shape[1]] * ids.shape[0] if lengths is None else lengths.tolist()
+        if not ends or min(ends) < 1 or max(ends) > ids.shape[1]:
+            raise ValueError(f"expected rows of 1 to {ids.shape[1]} tokens; got lengths {ends}")
+        ids = ids[:, : max(ends)]
+        last: list[tuple[Tensor, Tensor]] = [(weight[0], weight[0])] * len(ends)
+        for begin in range(0, ids.shape[1], CHUNK):
+            x, update = self._blocks(ids[:, begin : begin + CHUNK], cache)
+            for row, end in enumerate(ends):
+                if begin < end <= begin + CHUNK:
+                    last[row] = (x[row, end - 1 - begin], update[row, end - 1 - begin])
+        cache.set_lengths(ends)
+        x, update = (torch.stack(parts) for parts in zip(*last, strict=True))
+        return self._head(x, update), cache
+
+    def step(self, ids: Tensor, state: KVCache) -> Tensor:
+        """Continue every row: ids (B,T), T >= 1, and the state of `start` → logits (B,V) after the last of them."""
+        for begin in range(0, ids.shape[1], CHUNK):
+            x, update = self._blocks(ids[:, begin : begin + CHUNK], state)
+        return self._head(x[:, -1], update[:, -1])
+
+    def logprobs(self, ids: Tensor) -> Tensor:
+        """log p(ids[t+1] | ids[..t]): ids (B,T) → (B,T-1) float32. Holds the logits of CHUNK positions at a time."""
+        x, update = self._blocks(ids[:, :-1], None)
+        pieces = []
+        for begin in range(0, x.shape[1], CHUNK):
+            logits = self._head(x[:, begin : begin + CHUNK], update[:, begin : begin + CHUNK]).float()
+            targets = ids[:, 1 + begin : 1 + begin + CHUNK, None]
+            pieces.append(softmax(logits, log=True).gather(-1, targets)[..., 0])
+        return torch.cat(pieces, 1) if pieces else x.new_zeros(ids.shape[0], 0, dtype=torch.float32)
+
+    def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names and layouts of Hugging Face's GPT2LMHeadModel or GPT2Model → this module's, without copying."""
+        renamed = {}
+        for key in weights:
+            name = key.removeprefix("transformer.")
+            if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, saved as a buffer
+                continue
+            if name == "lm_head.weight" and self.config.tie_word_embeddings:
+                continue
+            tensor = weights[key]
+            # Conv1D stores (in, out), Linear (out, in).
+            renamed[name] = tensor.t() if name.endswith(CONV1D) and tensor.dim() == 2 else tensor
+        if not self.config.tie_word_embeddings and "lm_head.weight" not in renamed and "wte.weight" in renamed:
+            renamed["lm_head.weight"] = renamed["wte.weight"]
+        return renamed
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The parameters under Hugging Face's names and layouts, for saving: the inverse of `rename`."""
+        return {
+            name if name.startswith("lm_head") else f"transformer.{name}": (
+                tensor.t().contiguous() if name.endswith(CONV1D) else tensor
+            )
+            for name, tensor in self.state_dict().items()
+        }
+
+    def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """ids (B,T) → the residual stream (B,T,C) and the last update to it, not yet added."""
+        x = F.embedding(ids, self.wte.weight)
+        positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
+        update = self._positions(x)[positions].expand_as(x)
+        if self.training and self.config.embd_pdrop:
+            x, update = F.dropout(x + update, self.config.embd_pdrop), torch.zeros_like(x)
+        for block in self.h:
+            x, update = block(x, update, cache)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return x, update
+
+    def _head(self, x: Tensor, update: Tensor) -> Tensor:
+        """The final norm and the vocabulary projection: (...,C) → (...,V)."""
+        normed, _ = add_layer_norm(update, x, self.ln_f.weight, self.ln_f.bias, eps=self.ln_f.eps)
+        return F.linear(normed, self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight)
+
+    def _positions(self, like: Tensor) -> Tensor:
+        """The table of position embeddings, (n_positions, C)."""
+        if self.config.position_embedding_type == "learned":
+            return self.wpe.weight
+        if self._sinusoids is None or self._sinusoids.dtype != like.dtype or self._sinusoids.device != like.device:
+            self._sinusoids = sinusoids(self.config.n_positions, self.config.n_embd).to(like)
+        return self._sinusoids
+
+
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def sinusoids(n_positions: int, width: int) -> Tensor:
+    """Sines at even columns, cosines at odd ones ("Attention Is All You Need", section 3.5) → (n_positions, width)."""
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
+    angle = torch.arange(n_positions, dtype=torch.float64)[:, None] * rate
+    table = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
+    return table.float()

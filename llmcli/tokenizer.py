@@ -1,0 +1,126 @@
+"""Text to token ids and back, by the files that lie beside a checkpoint; knows no tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from llmcli.errors import InputError, ModelError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable characters that byte-level BPE writes for the 256 bytes (GPT-2's bytes_to_unicode, inverted)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTES = _byte_alphabet()
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer: no text is unknown to it, and every id stands for some bytes."""
+
+    def __init__(self, backend: Backend, *, eos_id: int | None = None):
+        self.backend = backend
+        self.eos_id = eos_id
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self._added: dict[int, str] = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Read tokenizer.json, or vocab.json and merges.txt (encoder.json and vocab.bpe), from a directory.
+
+        Raises ModelError when there is none, or when it is not a byte-level tokenizer.
+        """
+        path = Path(path)
+        backend = _from_json(path / "tokenizer.json") or _from_merges(path)
+        if backend is None:
+            raise ModelError(f"{path}: expected tokenizer.json, or vocab.json and merges.txt; found neither")
+        if not isinstance(backend.decoder, ByteLevelDecoder):
+            raise ModelError(f"{path}: expected a byte-level tokenizer; its decoder is {backend.decoder!r}")
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend, eos_id=_eos_id(path, backend))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; nothing is added, and special tokens written out in it are recognised."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one id stands for, which may be part of a character."""
+        added = self._added.get(token)
+        if added is not None:
+            return added.encode()
+        return bytes(BYTES[character] for character in self.piece(token))
+
+    def piece(self, token: int) -> str:
+        """The id as the vocabulary writes it, with bytes as printable characters."""
+        piece: str | None = self.backend.id_to_token(token) if token >= 0 else None
+        if piece is None:
+            raise InputError(f"token id {token} is out of range; this vocabulary has 0 to {self.vocab_size - 1}")
+        return piece
+
+
+def _from_json(path: Path) -> Backend | None:
+    if not path.exists():
+        return None
+    try:
+        return Backend.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{path}: not a readable tokenizer ({error})") from error
+
+
+def _from_merges(path: Path) -> Backend | None:
+    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if not ((path / vocabulary).exists() and (path / merges).exists()):
+            continue
+        try:
+            backend = Backend(BPE.from_file(str(path / vocabulary), str(path / merges)))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{path / vocabulary} and {merges}: not a readable tokenizer ({error})") from error
+        backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        backend.decoder = ByteLevelDecoder()
+        if backend.token_to_id(END_OF_TEXT) is not None:
+            backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+        return backend
+    return None
+
+
+def _eos_id(path: Path, backend: Backend) -> int | None:
+    """The end-of-text id that the configuration names (by text, then by number), else GPT-2's, if there is one."""
+    name: Any = _read(path / "tokenizer_config.json").get("eos_token")
+    if isinstance(name, dict):
+        name = name.get("content")
+    found: int | None = backend.token_to_id(name) if isinstance(name, str) else None
+    if found is not None:
+        return found
+    number = _read(path / "config.json").get("eos_token_id")
+    if type(number) is int and 0 <= number < backend.get_vocab_size():
+        return number
+    found = backend.token_to_id(END_OF_TEXT)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,53 @@
+"""A tiny random checkpoint with its tokenizer, made here, with no network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from llmcli.checkpoints import safetensors
+from llmcli.models.gpt2 import GPT2, GPT2Config
+
+TEXT = """The sea was calm, and the old ship lay still. "Where shall we go?" said the boy. The captain looked at the
+sea, and at the sky, and at the boy. "We shall go where the wind goes," he said, and they went there, and it was far."""
+
+TINY = GPT2Config(
+    vocab_size=320,
+    n_positions=64,
+    n_embd=32,
+    n_layer=2,
+    n_head=4,
+    initializer_range=0.2,  # wide enough that the most likely token is never a matter of rounding
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+    resid_pdrop=0.0,
+)
+
+
+def write_tokenizer(directory: Path, vocab_size: int) -> None:
+    """Train a byte-level BPE tokenizer on TEXT and write its tokenizer.json; id 0 is <|endoftext|>."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def write_checkpoint(directory: Path, config: GPT2Config = TINY, seed: int = 0) -> GPT2:
+    """Write config.json, model.safetensors and tokenizer.json of a random model; returns the model."""
+    model = GPT2(config).initialize(torch.Generator().manual_seed(seed)).eval()
+    document = {"model_type": "gpt2", **asdict(config), "eos_token_id": 0}
+    (directory / "config.json").write_text(json.dumps(document))
+    safetensors.save(directory / "model.safetensors", model.checkpoint())
+    write_tokenizer(directory, config.vocab_size)
+    return model
