@@ -141,7 +141,8 @@ def explain(error: BaseException) -> tuple[int, str]:
 def report(line: str) -> None:
     """Write one line to stderr; a closed stderr changes nothing."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(line + "\n")  # not print: with stderr closed that would fall back to stdout
+        sys.stderr.flush()
 
 
 def version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -203,6 +204,12 @@ def main() -> NoReturn:
 
     if not {"-v", "--verbose"} & set(sys.argv):
         warnings.simplefilter("ignore")  # a library's warning is not the user's news
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # or the next file opened would be taken for it
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever the locale says

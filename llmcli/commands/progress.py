@@ -52,7 +52,8 @@ class Progress:
             share = f" {100 * done / self._total:.0f} %" if self._total else ""
             of = f" of {self._amount(self._total)}" if self._total else ""
             with contextlib.suppress(OSError, ValueError):
-                print(f"{self._what}:{share} {self._amount(done)}{of} {note}".rstrip(), file=sys.stderr, flush=True)
+                sys.stderr.write(f"{self._what}:{share} {self._amount(done)}{of} {note}".rstrip() + "\n")
+                sys.stderr.flush()
 
     def _amount(self, value: float) -> str:
         if self._unit == "B":

@@ -5,12 +5,12 @@ Knows terminals and bytes; knows nothing of models. stdout is the product, stder
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import json
 import math
 import os
+import re
 import select
 import signal
 import stat
@@ -25,6 +25,7 @@ import click
 
 from llmcli.errors import InputError, ModelError, ResourceError
 
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
 PATIENCE = 2.0  # seconds of silence on stdin before the user is told what is awaited
 
 
@@ -81,14 +82,20 @@ def read_stdin() -> bytes:
 
 
 def unescape(text: str) -> str:
-    r"""Interpret \n, \t, \\, \xHH, \uHHHH and the like. Raises InputError on a broken escape."""
-    try:
-        plain: str = codecs.decode(
-            text.encode("ascii", "backslashreplace").replace(b"\\\\u", b"\\\\u"), "unicode_escape"
-        )
-        return plain.encode("utf-16", "surrogatepass").decode("utf-16")
-    except UnicodeError as error:
-        raise InputError(f"expected escapes like \\n or \\u00e9 in the prompt, got a broken one: {error}") from None
+    r"""Interpret \n \r \t \0 \\ \" \' and the code points \xHH \uHHHH \UHHHHHHHH; else InputError."""
+
+    def one(match: re.Match[str]) -> str:
+        if match[1] in _ESCAPES:
+            return _ESCAPES[match[1]]
+        code = int(match[1][1:], 16) if len(match[1]) > 1 else -1
+        if not 0 <= code <= 0x10FFFF or 0xD800 <= code < 0xE000:
+            raise InputError(
+                f"expected an escape such as \\n, \\t, \\\\, \\x41 or \\u00e9, got '{match[0]}' at character "
+                f"{match.start()}; write \\\\ for a backslash, or drop --escape"
+            )
+        return chr(code)
+
+    return re.sub(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.|\Z)", one, text, flags=re.DOTALL)
 
 
 def read_prompt(
@@ -126,7 +133,8 @@ def note(text: str) -> None:
     context = click.get_current_context(silent=True)
     if context is None or not context.meta.get("quiet"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(text + "\n")  # not print: with stderr closed that would fall back to stdout
+            sys.stderr.flush()
 
 
 def is_verbose() -> bool:
@@ -169,7 +177,7 @@ def open_output(path: str | None = None) -> Iterator[Writer]:
 
     Raises InputError when the file cannot be created, ResourceError when the device is full.
     """
-    if path is None or path == "-":
+    if path is None or path in ("-", "/dev/stdout", "/dev/fd/1"):
         if sys.stdout is None:
             raise ResourceError("expected an open standard output, got a closed one; redirect it or pass -o FILE")
         writer = Writer(sys.stdout.buffer, "standard output", eager=True)
@@ -178,12 +186,12 @@ def open_output(path: str | None = None) -> Iterator[Writer]:
         return
     target = os.path.realpath(path)  # a link stays a link
     try:
-        mode = os.stat(target).st_mode
+        mode = os.stat(path).st_mode
     except OSError:
         mode = stat.S_IFREG | (0o666 & ~_umask())
     try:
         if not stat.S_ISREG(mode):  # a device or a named pipe takes the bytes as they come
-            with open(target, "wb", buffering=0) as device:
+            with open(path, "wb", buffering=0) as device:
                 yield Writer(device, f"'{path}'", eager=False)
             return
         handle, beside = tempfile.mkstemp(prefix=f".{os.path.basename(target)[:200]}.", dir=os.path.dirname(target))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -58,11 +58,13 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_is_quick(arguments: list[str]) -> None:
+    # Processor time, not the clock: help waits for nothing, and a busy machine must not fail the test.
     seconds = []
-    for _ in range(7):
-        begin = time.perf_counter()
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "llmcli", *arguments], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - begin)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         if seconds[-1] < BUDGET:
             return
     pytest.fail(f"the quickest of {len(seconds)} runs took {min(seconds):.3f} s, the budget is {BUDGET} s")
