@@ -164,13 +164,17 @@ class ModelChoice(Engine):
     model: str | None
     offline: bool
 
-    def load(self, progress: Callable[..., Any] | None = None) -> Loaded:
-        """Load the model and its tokenizer, as `loading.load` does. Raises ModelError and ResourceError."""
+    def load(self) -> Loaded:
+        """Load the model and its tokenizer, with progress on stderr. Raises ModelError and ResourceError."""
         self.prepare()
         from llmcli import loading
+        from llmcli.commands.progress import Progress, quiet_hub
 
-        spec = loading.DEFAULT if self.model is None else self.model
-        return loading.load(spec, device=self.device, dtype=self.dtype, offline=self.offline, progress=progress)
+        quiet_hub()
+        with Progress("loading weights", unit="B") as progress:
+            return loading.load(
+                self.model or "default", device=self.device, dtype=self.dtype, offline=self.offline, progress=progress
+            )
 
 
 def _gather(function: Function, kind: type[Any], argument: str, decorators: Iterable[Any]) -> Function:

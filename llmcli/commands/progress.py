@@ -15,6 +15,13 @@ DELAY = 1.0  # seconds before anything is shown: quick work stays silent
 INTERVAL = 10.0  # seconds between plain lines
 
 
+def quiet_hub() -> None:
+    """Keep the hub library's own download bars off a stderr that is not a terminal, and off with -q."""
+    context = click.get_current_context(silent=True)
+    if sys.stderr is None or not sys.stderr.isatty() or (context and context.meta.get("quiet")):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 class Progress:
     """Shows how far a piece of work is; silent with -q, or when the work takes less than a second.
 
