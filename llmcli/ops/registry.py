@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmcli.errors import ResourceError
 
@@ -59,8 +60,9 @@ def define(
 ) -> Any:
     """Declare `llmcli::<schema>`; returns the callable operator.
 
-    fallback computes with torch's operators on any device without a kernel; fake gives shapes and strides only;
-    backward(ctx, *grads) and save(ctx, inputs, output) are the autograd formula, where there is one.
+    fallback computes with torch's operators on any device without a kernel, and everywhere in float64, which no
+    kernel serves; fake gives shapes and strides only; backward(ctx, *grads) and save(ctx, inputs, output) are the
+    autograd formula, where there is one.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -69,7 +71,23 @@ def define(
     if backward is not None:
         torch.library.register_autograd(f"llmcli::{name}", backward, setup_context=save, lib=_LIBRARY)
     _NAMES.append(name)
-    return getattr(torch.ops.llmcli, name).default
+    operator = getattr(torch.ops.llmcli, name).default
+    exact = fallback if backward is None else _differentiable(fallback, backward, save)
+
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (exact if x.dtype is torch.float64 else operator)(x, *args, **kwargs)
+
+    return call
+
+
+def _differentiable(
+    fallback: Callable[..., Any], backward: Callable[..., Any], save: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """The fallback under the operator's own autograd formula."""
+    members = {"forward": staticmethod(fallback), "backward": staticmethod(backward)}
+    members["setup_context"] = staticmethod(save or (lambda ctx, inputs, output: None))
+    function: Callable[..., Any] = type("Exact", (torch.autograd.Function,), members).apply  # type: ignore[attr-defined]
+    return function
 
 
 def status() -> list[OpStatus]:

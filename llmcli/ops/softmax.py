@@ -32,7 +32,7 @@ def softmax(
 
 
 def _fallback(x: Tensor, mask: Tensor | None, scale: float, log: bool) -> Tensor:
-    scores = x.float() * scale
+    scores = x.to(torch.promote_types(x.dtype, torch.float32)) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     hidden = (scores == float("-inf")).all(-1, keepdim=True)
@@ -48,7 +48,8 @@ def _fallback_out(x: Tensor, mask: Tensor | None, scale: float, log: bool, out: 
 
 
 def _fallback_backward(grad: Tensor, y: Tensor, scale: float, log: bool) -> Tensor:
-    g, p = grad.float(), y.float()
+    wide = torch.promote_types(y.dtype, torch.float32)
+    g, p = grad.to(wide), y.to(wide)
     dx = g - p.exp() * g.sum(-1, keepdim=True) if log else p * (g - (g * p).sum(-1, keepdim=True))
     return (dx * scale).to(y.dtype)
 
