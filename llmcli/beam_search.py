@@ -1,0 +1,151 @@
+"""Beam search: the most likely continuations of one prompt, instead of one token at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from llmcli.errors import InputError
+from llmcli.generation import (
+    Event,
+    Generates,
+    Request,
+    TokenLogprob,
+    Vocabulary,
+    continue_rows,
+    select_rows,
+    start_rows,
+    token_logprob,
+)
+from llmcli.ops import softmax
+from llmcli.sampling import Sampling, largest, require_finite
+from llmcli.text_stream import TextStream
+
+
+@dataclass(frozen=True)
+class _Hypothesis:
+    tokens: tuple[int, ...]
+    total: float  # sum of log-probabilities
+    stream: TextStream
+    logprobs: tuple[TokenLogprob, ...] = ()
+    reason: str | None = None
+
+    def score(self, length_penalty: float) -> float:
+        return self.total / float(len(self.tokens) ** length_penalty)
+
+
+def beam_search(
+    model: Generates,
+    request: Request,
+    vocabulary: Vocabulary,
+    *,
+    beams: int,
+    length_penalty: float = 1.0,
+    context: int,
+    interrupted: Callable[[], bool] = lambda: False,
+    device: torch.device | str = "cpu",
+) -> Iterator[Event]:
+    """The request's num_samples best hypotheses of `beams`, best first, as `generate` would stream each.
+
+    A hypothesis scores its summed log-probability divided by its length to the power length_penalty. The search goes
+    on until no unfinished hypothesis can beat the finished ones. Raises InputError for settings that contradict it.
+    """
+    if request.sampling != Sampling():
+        raise InputError("beam search takes the likeliest text: leave temperature, top-k/p, min-p and penalties off")
+    if request.num_samples > beams:
+        raise InputError(f"{request.num_samples} samples need at least as many beams, got {beams}")
+    if not math.isfinite(length_penalty):
+        raise InputError(f"length_penalty must be a finite number, got {length_penalty}")
+    best = _search(model, request, vocabulary, beams, length_penalty, context, interrupted, device)
+    for sample, hypothesis in enumerate(best[: request.num_samples]):
+        yield from _replay(hypothesis, sample, request, vocabulary)
+
+
+def _search(
+    model: Generates,
+    request: Request,
+    vocabulary: Vocabulary,
+    beams: int,
+    length_penalty: float,
+    context: int,
+    interrupted: Callable[[], bool],
+    device: torch.device | str,
+) -> list[_Hypothesis]:
+    longest = min(request.max_tokens, context - len(request.ids))
+    logits, state = start_rows(model, vocabulary, [request.ids], len(request.ids) + longest, device)
+    alive = [_Hypothesis((), 0.0, TextStream(request.stop))]
+    finished: list[_Hypothesis] = []
+    while True:
+        require_finite(logits.amax(-1))
+        logprobs = softmax(logits.float(), log=True).double()
+        totals = torch.tensor([h.total for h in alive], dtype=torch.float64, device=device)
+        flat = (totals[:, None] + logprobs).flatten()
+        parents: list[int] = []
+        grown: list[_Hypothesis] = []
+        # Each hypothesis has one end-of-text token, so 2 * beams candidates leave enough that go on.
+        for rank, place in enumerate(largest(flat, 2 * beams).tolist()):
+            parent, token = divmod(place, logits.shape[-1])
+            total = float(flat[place])
+            if total == -math.inf:
+                break
+            hypothesis = _extend(alive[parent], token, total, logits[parent], request, vocabulary, longest)
+            if hypothesis.reason is not None:
+                if rank < beams:
+                    finished.append(hypothesis)
+            elif len(grown) < beams:
+                parents.append(parent)
+                grown.append(hypothesis)
+        finished = sorted(finished, key=lambda h: -h.score(length_penalty))[:beams]
+        worst = finished[-1].score(length_penalty) if len(finished) == beams else -math.inf
+        if not grown or _bound(grown, length_penalty, longest) <= worst:
+            return finished
+        if interrupted():
+            finished += [replace(hypothesis, reason="interrupt") for hypothesis in grown]
+            return sorted(finished, key=lambda h: -h.score(length_penalty))
+        alive = grown
+        select_rows(state, torch.tensor(parents, device=device))
+        logits = continue_rows(model, vocabulary, [h.tokens[-1] for h in alive], state, device)
+
+
+def _bound(alive: Sequence[_Hypothesis], length_penalty: float, longest: int) -> float:
+    """The best score that any of these can still reach: totals only fall, so only the divisor can help."""
+    length = longest if length_penalty > 0 else len(alive[0].tokens)
+    return max(h.total for h in alive) / float(length**length_penalty)
+
+
+def _extend(
+    parent: _Hypothesis,
+    token: int,
+    total: float,
+    logits: torch.Tensor,
+    request: Request,
+    vocabulary: Vocabulary,
+    longest: int,
+) -> _Hypothesis:
+    stream = parent.stream.fork()
+    reason = None
+    if token == vocabulary.eos_id:
+        reason = "stop"
+    else:
+        stream.push(vocabulary.token_bytes(token))
+        if stream.stopped:
+            reason = "stop"
+        elif len(parent.tokens) + 1 == longest:
+            reason = "length"
+    logprobs = parent.logprobs
+    if request.logprobs is not None:
+        logprobs = (*logprobs, token_logprob(logits, token, request.logprobs))
+    return _Hypothesis((*parent.tokens, token), total, stream, logprobs, reason)
+
+
+def _replay(hypothesis: _Hypothesis, sample: int, request: Request, vocabulary: Vocabulary) -> Iterator[Event]:
+    stream = TextStream(request.stop)
+    last = len(hypothesis.tokens) - 1
+    for n, token in enumerate(hypothesis.tokens):
+        text = "" if token == vocabulary.eos_id else stream.push(vocabulary.token_bytes(token))
+        text += stream.finish() if n == last else ""
+        logprob = hypothesis.logprobs[n] if hypothesis.logprobs else None
+        yield Event(0, sample, token, text, logprob, hypothesis.reason if n == last else None)

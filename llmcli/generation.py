@@ -1,0 +1,291 @@
+"""The decoding loop: prompts as ids in, an iterator of events out.
+
+Models see ids and tensors only; the single piece of text knowledge here is the bytes of a token, because a stop string
+can end a sequence between any two tokens. Nothing here prints, and nothing is kept between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llmcli.errors import InputError
+from llmcli.ops import softmax
+from llmcli.sampling import SEED_LIMIT, Sampling, largest, uniform
+from llmcli.text_stream import TextStream
+
+
+class Vocabulary(Protocol):
+    """What the loop needs of a tokenizer: its size, where a text ends, and the bytes of a token."""
+
+    vocab_size: int
+    eos_id: int | None
+
+    def token_bytes(self, token: int, /) -> bytes:
+        """The bytes that a token stands for, which may be part of a character."""
+
+
+class Generates(Protocol):
+    """What the loop needs of a model; the state is opaque but for `select(rows)`."""
+
+    def start(self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None) -> tuple[Tensor, Any]:
+        """ids (B, T), right-padded, and lengths (B,) → logits (B, V) at each row's last token, and the state."""
+
+    def step(self, ids: Tensor, state: Any) -> Tensor:
+        """ids (B, 1), the next token of every row → logits (B, V)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to continue it. Raises InputError for values that cannot be used."""
+
+    ids: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    max_tokens: int = 128
+    num_samples: int = 1
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise InputError("the prompt is empty: expected at least one token")
+        for name, least in (("max_tokens", 1), ("num_samples", 1), ("seed", 0)):
+            _require_whole(name, getattr(self, name), least)
+        if self.seed >= SEED_LIMIT:
+            raise InputError(f"seed must be below 2^63, got {self.seed}")
+        if self.logprobs is not None:
+            _require_whole("logprobs", self.logprobs, 0)
+        TextStream(self.stop)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural log-probability of a chosen token and of the likeliest ones, before penalties and temperature."""
+
+    chosen: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of one sequence: the token chosen (None if interrupted before one) and the text that it decided."""
+
+    request: int
+    sample: int
+    token: int | None
+    text: str
+    logprob: TokenLogprob | None = None
+    finish_reason: str | None = None  # "stop", "length" or "interrupt"
+
+
+def fit(ids: Sequence[int], max_tokens: int, context: int, overflow: str) -> Sequence[int]:
+    """Apply the overflow rule to a prompt: prompt and completion together hold at most `context` tokens.
+
+    "error" raises InputError for a prompt that leaves no room for one token; "truncate" drops the prompt's first
+    tokens until max_tokens fit, but keeps at least half the context; "slide" keeps the last half of the context.
+    """
+    if overflow == "truncate":
+        return ids[-max(context - max_tokens, context // 2, 1) :]
+    if len(ids) < context:
+        return ids
+    if overflow == "slide":
+        return ids[-max(context // 2, 1) :]
+    raise InputError(
+        f"the prompt has {len(ids)} tokens and the context holds {context}, one of them for the completion: "
+        "shorten the prompt, or choose --ctx-overflow truncate or slide to drop its beginning"
+    )
+
+
+def generate(
+    model: Generates,
+    requests: Sequence[Request],
+    vocabulary: Vocabulary,
+    *,
+    context: int,
+    slide: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
+    device: torch.device | str = "cpu",
+) -> Iterator[Event]:
+    """Continue all requests as one batch, token by token; each sequence's last event carries its finish_reason.
+
+    A sequence that reaches `context` ends with "length", or, with slide, goes on from the last half of its context.
+    Its text depends on its own request, seed and sample number only. Raises ModelError for non-finite logits.
+    """
+    rows = [
+        _Row(index, sample, request, TextStream(request.stop), list(request.ids))
+        for index, request in enumerate(requests)
+        for sample in range(request.num_samples)
+    ]
+    room = max(len(request.ids) + request.max_tokens for request in requests)
+    capacity = min(room, context)
+    logits, state = start_rows(model, vocabulary, [request.ids for request in requests], capacity, device)
+    if len(rows) > len(requests):
+        repeats = torch.tensor([row.index for row in rows], device=device)
+        logits = logits[repeats]
+        select_rows(state, repeats)
+    chooser = _Chooser(rows, logits)
+    while True:
+        tokens, logprobs = chooser(rows, logits)
+        going = []
+        for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            event = row.take(token, logprobs[n], vocabulary, None if slide else context)
+            yield event
+            if event.finish_reason is None:
+                going.append(n)
+        if going and interrupted():
+            for n in going:
+                yield rows[n].interrupt()
+            return
+        if not going:
+            return
+        if len(going) < len(rows):
+            keep = torch.tensor(going, device=device)
+            rows = [rows[n] for n in going]
+            select_rows(state, keep)
+            chooser = chooser.select(rows, keep)
+        if slide and any(len(row.context) >= context for row in rows):
+            for row in rows:
+                if len(row.context) >= context:
+                    del row.context[: -max(context // 2, 1)]
+            logits, state = start_rows(model, vocabulary, [row.context for row in rows], capacity, device)
+        else:
+            logits = continue_rows(model, vocabulary, [row.context[-1] for row in rows], state, device)
+
+
+@dataclass
+class _Row:
+    """A sequence in the batch."""
+
+    index: int
+    sample: int
+    request: Request
+    stream: TextStream
+    context: list[int]  # the tokens that the model has seen or sees next
+    generated: int = 0
+
+    def take(self, token: int, logprob: TokenLogprob | None, vocabulary: Vocabulary, limit: int | None) -> Event:
+        """Append token; limit is the context's size, None if it slides."""
+        self.generated += 1
+        self.context.append(token)
+        text, reason = "", None
+        if token == vocabulary.eos_id:
+            reason = "stop"
+        else:
+            text = self.stream.push(vocabulary.token_bytes(token))
+            if self.stream.stopped:
+                reason = "stop"
+            elif self.generated == self.request.max_tokens or len(self.context) == limit:
+                reason = "length"
+        if reason is not None:
+            text += self.stream.finish()
+        return Event(self.index, self.sample, token, text, logprob, reason)
+
+    def interrupt(self) -> Event:
+        return Event(self.index, self.sample, None, self.stream.finish(), None, "interrupt")
+
+
+class _Chooser:
+    """Picks every row's next token, rows with equal settings together, and keeps the counts that penalties need."""
+
+    def __init__(self, rows: Sequence[_Row], logits: Tensor) -> None:
+        self._group(rows)
+        self._counts: tuple[Tensor, Tensor] | None = None
+        if any(row.request.sampling.penalises for row in rows):
+            prompt = torch.stack([_count(row.request.ids, logits) for row in rows])
+            self._counts = prompt, torch.zeros_like(prompt)
+
+    def _group(self, rows: Sequence[_Row]) -> None:
+        groups: dict[Sampling, list[int]] = {}
+        for n, row in enumerate(rows):
+            groups.setdefault(row.request.sampling, []).append(n)
+        self._groups = list(groups.items())
+
+    def select(self, rows: Sequence[_Row], keep: Tensor) -> _Chooser:
+        """The chooser of the rows that stay: their list, and their positions keep (N,) in the old one."""
+        self._group(rows)
+        if self._counts is not None:
+            prompt, completion = self._counts
+            self._counts = prompt[keep], completion[keep]
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, rows: Sequence[_Row], logits: Tensor) -> tuple[list[int], list[TokenLogprob | None]]:
+        tokens = [0] * len(rows)
+        for sampling, members in self._groups:
+            whole = len(members) == len(rows)
+            group = torch.tensor(members, device=logits.device) if not whole else slice(None)
+            counts = None if self._counts is None else (self._counts[0][group], self._counts[1][group])
+            uniforms = (
+                [uniform(rows[n].request.seed, rows[n].sample, rows[n].generated) for n in members]
+                if sampling.temperature
+                else []
+            )
+            chosen = sampling.choose(logits if whole else logits[group], uniforms, counts).tolist()
+            for n, token in zip(members, chosen, strict=True):
+                tokens[n] = token
+        if self._counts is not None:
+            completion = self._counts[1]
+            completion[torch.arange(len(rows)), torch.tensor(tokens)] += 1
+        logprobs = [
+            None if row.request.logprobs is None else token_logprob(logits[n], tokens[n], row.request.logprobs)
+            for n, row in enumerate(rows)
+        ]
+        return tokens, logprobs
+
+
+def token_logprob(logits: Tensor, token: int, k: int) -> TokenLogprob:
+    """Log-probability of token and of the k likeliest, falling, ties to the lowest id: logits (V,)."""
+    values = softmax(logits.float()[None], log=True)[0]
+    top = largest(values, k).tolist() if k else []
+    return TokenLogprob(float(values[token]), [(n, float(values[n])) for n in top])
+
+
+def _count(ids: Sequence[int], like: Tensor) -> Tensor:
+    """How often each token of the vocabulary occurs in ids: (V,) float32."""
+    ids_ = torch.tensor(ids, device=like.device)
+    return torch.bincount(ids_, minlength=like.shape[-1]).float()
+
+
+@torch.inference_mode()
+def start_rows(
+    model: Generates,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Sequence[int]],
+    capacity: int,
+    device: torch.device | str,
+) -> tuple[Tensor, Any]:
+    """Read prompts of any lengths as one batch: the logits (B, V) that follow each, and the state.
+
+    V is the tokenizer's size: models pad their vocabulary, and a padding entry stands for no text.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+    lengths = None
+    if any(len(prompt) < longest for prompt in prompts):
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    logits, state = model.start(ids, lengths, capacity=capacity)
+    return logits[:, : vocabulary.vocab_size], state
+
+
+@torch.inference_mode()
+def continue_rows(
+    model: Generates, vocabulary: Vocabulary, tokens: list[int], state: Any, device: torch.device | str
+) -> Tensor:
+    """Read one token per row: the logits (B, V) that follow."""
+    return model.step(torch.tensor(tokens, device=device)[:, None], state)[:, : vocabulary.vocab_size]
+
+
+@torch.inference_mode()
+def select_rows(state: Any, rows: Tensor) -> None:
+    """Keep, reorder or repeat the state's rows (N,)."""
+    state.select(rows)
+
+
+def _require_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
