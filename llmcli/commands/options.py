@@ -195,6 +195,7 @@ _MODEL = option(
     "-m",
     "--model",
     aliases=["--checkpoint"],
+    type=click.Path(),
     metavar="MODEL",
     help="A directory, a file, an alias, or user/name on the Hugging Face hub. [default: the embedded model]",
 )
@@ -224,7 +225,48 @@ def model_options(function: Function) -> Function:
 
 def tokenizer_options(function: Function) -> Function:
     """Add -m and --offline, for commands that need no weights; passed as `model` and `offline`."""
-    return _MODEL(_OFFLINE(function))
+
+    @functools.wraps(function)
+    def named(*args: Any, **values: Any) -> Any:
+        values["model"] = values["model"] or "default"
+        return function(*args, **values)
+
+    return _MODEL(_OFFLINE(named))
+
+
+def prompt_options(function: Function) -> Function:
+    """Add [TEXT], -f, --encoding-errors and --escape; passed as `text`, which may be empty."""
+
+    @functools.wraps(function)
+    def resolved(*args: Any, **values: Any) -> Any:
+        from llmcli.commands.terminal import read_prompt
+
+        values["text"] = read_prompt(
+            values["text"],
+            None,
+            values.pop("file"),
+            errors=values.pop("encoding_errors"),
+            escape=values.pop("escape"),
+            empty=True,
+        )
+        return function(*args, **values)
+
+    decorated: Function = resolved
+    for decorator in reversed((click.argument("text", required=False), *encoding_options, _FILE)):
+        decorated = decorator(decorated)
+    return decorated
+
+
+_FILE = option("-f", "--file", type=click.Path(), metavar="FILE", help="Read the text from FILE; '-' is stdin.")
+encoding_options = (
+    option(
+        "--encoding-errors",
+        type=click.Choice(["strict", "replace"]),
+        default="strict",
+        help="Refuse bytes that are not UTF-8, or replace them by U+FFFD.",
+    ),
+    option("--escape", is_flag=True, help=r"Interpret \n, \t, \\, \xHH and \uHHHH in the text given as an argument."),
+)
 
 
 def sampling_options(function: Function) -> Function:
@@ -308,9 +350,9 @@ def output_options(*formats: str) -> Callable[[Function], Function]:
         decorated: Function = merged
         if "json" in formats:
             decorated = option("--json", "as_json", is_flag=True, help="The same as --format json.")(decorated)
-        decorated = option("-o", "--output", metavar="FILE", help="Write to FILE instead of stdout; '-' is stdout.")(
-            decorated
-        )
+        decorated = option(
+            "-o", "--output", type=click.Path(), metavar="FILE", help="Write to FILE instead of stdout; '-' is stdout."
+        )(decorated)
         return option("--format", type=click.Choice(formats), default=formats[0], help="Format of the output.")(
             decorated
         )

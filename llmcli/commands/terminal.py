@@ -105,11 +105,12 @@ def read_prompt(
     *,
     errors: str = "strict",
     escape: bool = False,
+    empty: bool = False,
 ) -> str:
     """The prompt: positional argument (after piped text), else -p, else -f, else stdin; '-' is stdin.
 
     `escape` interprets backslash escapes in the argument or flag, never in a file or in piped text.
-    Raises InputError when there is none or it is empty.
+    Raises InputError when there is none, or when it is empty unless `empty`.
     """
     typed = argument if argument is not None else flag
     if typed is not None and typed != "-":
@@ -123,7 +124,7 @@ def read_prompt(
         raise InputError("expected a prompt, got none; pass it as an argument, with -f FILE, or through a pipe")
     else:
         text = decode(read_stdin(), "standard input", errors)
-    if not text:
+    if not text and not empty:
         raise InputError("expected a prompt, got empty text; pass at least one character")
     return text
 
