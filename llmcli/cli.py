@@ -24,6 +24,7 @@ from llmcli.errors import LlmcliError
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in the order of --help
     "tokenize": ("llmcli.commands.tokenize", "Turn text into token ids, pieces or a count."),
     "detokenize": ("llmcli.commands.detokenize", "Turn token ids back into text."),
+    "models": ("llmcli.commands.models", "List the models that can be named and whether they are here."),
     "completion": ("llmcli.commands.completion", "Print the completion script of a shell."),
 }
 ALIASES = {"ppl": "perplexity"}

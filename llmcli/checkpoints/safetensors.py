@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from llmcli.errors import ModelError, ResourceError
+
+if TYPE_CHECKING:  # naming a checkpoint's files needs no torch
+    from torch import Tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -57,7 +58,7 @@ def files(path: str | os.PathLike[str]) -> list[Path]:
     return [path]
 
 
-class Weights(Mapping[str, Tensor]):
+class Weights(Mapping[str, "Tensor"]):
     """Lazy tensors of one or more safetensors files."""
 
     def __init__(self, files: list[Path]):
@@ -92,6 +93,8 @@ def save(
 
     Raises ResourceError when the disk is full or the place cannot be written.
     """
+    from safetensors.torch import save_file
+
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

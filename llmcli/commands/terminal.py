@@ -268,6 +268,14 @@ def to_json(document: Any, *, indent: int | None = 2) -> str:
     return json.dumps(plain(document), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def size(count: int) -> str:
+    """Bytes as 512 B, 16.0 MB or 2.1 GB (powers of ten)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
 def wants_color(stream: Any) -> bool:
     """Colour only on a terminal; NO_COLOR and TERM=dumb turn it off, FORCE_COLOR turns it on."""
     if os.environ.get("NO_COLOR"):
