@@ -1,5 +1,6 @@
 // Every kernel and then the table: what an instruction set compiles. A new kernel is one line here.
 #pragma once
+#include "linear.h"
 #include "softmax.h"
 
 #include "table.h"

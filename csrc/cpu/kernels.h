@@ -24,10 +24,32 @@ struct SoftmaxArgs {
   bool log;
 };
 
+// y = x W^T + bias on packed weights. Items: panels of 64 columns × blocks of 48 rows, panel-major.
+struct LinearArgs {
+  const void* x;     // (rows, inputs), rows x_stride apart
+  const void* w;     // packed, see linear.h
+  const void* bias;  // null or (outputs)
+  void* y;           // (rows, outputs), rows y_stride apart
+  int64_t rows, inputs, outputs;
+  int64_t x_stride, y_stride;
+  DType dtype;
+};
+
+// Packs w (outputs, inputs). One item is one panel of 64 columns.
+struct LinearPackArgs {
+  const void* w;
+  void* packed;
+  int64_t inputs, outputs;
+  int64_t w_stride;
+  DType dtype;
+};
+
 struct Kernels {
   const char* isa;
   int lanes;  // floats in one vector
   void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end);
+  void (*linear)(const LinearArgs& args, int64_t begin, int64_t end);
+  void (*linear_pack)(const LinearPackArgs& args, int64_t begin, int64_t end);
 };
 
 // One table per instruction set that this binary holds and this CPU runs, best first.

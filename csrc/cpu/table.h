@@ -11,6 +11,8 @@ const Kernels table = {
     .isa = LLMCLI_STRING(LLMCLI_ISA),
     .lanes = N,
     .softmax = softmax,
+    .linear = linear,
+    .linear_pack = linear_pack,
 };
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

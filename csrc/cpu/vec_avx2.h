@@ -48,6 +48,12 @@ LLMCLI_INLINE F load_n(const T* p, int64_t n, float fill = 0.0f) {
   std::memcpy(x, p, static_cast<size_t>(n < N ? n : N) * sizeof(T));
   return _mm256_blendv_ps(set(fill), load(x), _mm256_castsi256_ps(lanes_below(n)));
 }
+// Lane i of even and odd: elements 2 i and 2 i + 1.
+LLMCLI_INLINE void load_pairs(const bf16* p, F* even, F* odd) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  *even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+  *odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
 LLMCLI_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
 template <typename T>
 LLMCLI_INLINE void store(T* p, F x) {

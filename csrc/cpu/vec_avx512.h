@@ -49,6 +49,12 @@ LLMCLI_INLINE F load_n(const T* p, int64_t n, float fill = 0.0f) {
   const M m = lanes_below(n);
   return _mm512_mask_mov_ps(set(fill), m, widen(_mm256_maskz_loadu_epi16(m, p), p));
 }
+// Lane i of even and odd: elements 2 i and 2 i + 1.
+LLMCLI_INLINE void load_pairs(const bf16* p, F* even, F* odd) {
+  const __m512i x = _mm512_loadu_si512(p);
+  *even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+  *odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
 LLMCLI_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 template <typename T>
 LLMCLI_INLINE void store(T* p, F x) {

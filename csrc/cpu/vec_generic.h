@@ -30,6 +30,13 @@ LLMCLI_INLINE F load_n(const T* p, int64_t n, float fill = 0.0f) {
     if (i < n) x[i] = to_float(p[i]);
   return x;
 }
+// Lane i of even and odd: elements 2 i and 2 i + 1.
+LLMCLI_INLINE void load_pairs(const bf16* p, F* even, F* odd) {
+  I x;
+  std::memcpy(&x, p, sizeof x);
+  *even = (F)(x << 16);
+  *odd = (F)(x & static_cast<int32_t>(0xffff0000u));
+}
 template <typename T>
 LLMCLI_INLINE void store(T* p, F x) {
   for (int i = 0; i < N; ++i) from_float(x[i], p + i);

@@ -5,6 +5,7 @@ Shapes: B batch, T query, S key, H query heads, G key/value heads, D head size, 
 
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.attention import attention
+from llmcli.ops.linear import linear, linear_pack
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llmcli.ops.softmax import softmax
 
@@ -14,6 +15,8 @@ __all__ = [
     "attention",
     "gelu",
     "layer_norm",
+    "linear",
+    "linear_pack",
     "rms_norm",
     "silu_gate",
     "softmax",
