@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "tokenize": ("llmcli.commands.tokenize", "Turn text into token ids, pieces or a count."),
     "detokenize": ("llmcli.commands.detokenize", "Turn token ids back into text."),
     "models": ("llmcli.commands.models", "List the models that can be named and whether they are here."),
+    "doctor": ("llmcli.commands.doctor", "Show what llmcli runs on, and check this installation."),
     "completion": ("llmcli.commands.completion", "Print the completion script of a shell."),
 }
 ALIASES = {"ppl": "perplexity"}

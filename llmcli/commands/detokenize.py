@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from json import loads
 
 import click
 
@@ -22,7 +22,7 @@ from llmcli.errors import InputError
 @click.argument("ids", nargs=-1)
 @option("-f", "--file", type=click.Path(), metavar="FILE", help="Read the ids from FILE; '-' is stdin.")
 @option("--lines", is_flag=True, help="Treat each line as a text of its own and end it with a newline.")
-@option("--json", "as_json", is_flag=True, help="One JSON document per text, one per line.")
+@option("--json", is_flag=True, help="One JSON document per text, one per line.")
 @option("-o", "--output", type=click.Path(), metavar="FILE", help="Write to FILE instead of stdout; '-' is stdout.")
 @tokenizer_options
 @verbosity_options
@@ -30,7 +30,7 @@ def command(
     ids: tuple[str, ...],
     file: str | None,
     lines: bool,
-    as_json: bool,
+    json: bool,
     output: str | None,
     model: str,
     offline: bool,
@@ -58,7 +58,7 @@ def command(
     data = [b"".join(map(tokenizer.token_bytes, row)) for row in rows]  # all, so that a bad id writes nothing
     with open_output(output) as out:
         for row, text in zip(rows, data, strict=True):
-            if as_json:
+            if json:
                 document = {
                     "schema": "llmcli/detokenize/1",
                     "model": model,
@@ -69,7 +69,7 @@ def command(
                 out.write(to_json(document, indent=None))
             else:
                 out.write(text + b"\n" * lines)
-        if output is None and not (lines or as_json) and sys.stdout.isatty():
+        if output is None and not (lines or json) and sys.stdout.isatty():
             out.write("\n")  # so that the shell's prompt starts on a line of its own
 
 
@@ -77,7 +77,7 @@ def parse(text: str, line: int) -> list[int]:
     """The ids in one text. Raises InputError at the first thing that is not an id."""
     if text.lstrip().startswith("{"):
         try:
-            ids = json.loads(text)["ids"]
+            ids = loads(text)["ids"]
         except (ValueError, KeyError, RecursionError):
             raise InputError(f'expected a JSON object with "ids" on line {line}, got {text[:60]!r}') from None
         words = [str(item) for item in ids] if isinstance(ids, list) else [str(ids)]

@@ -200,8 +200,12 @@ _MODEL = option(
     help="A directory, a file, an alias, or user/name on the Hugging Face hub. [default: the embedded model]",
 )
 _OFFLINE = option("--offline", is_flag=True, help="Never use the network; also HF_HUB_OFFLINE=1.")
+device_option = option("--device", type=Device(), default="auto", help="Where to compute.")
+require_kernels_option = option(
+    "--require-kernels", is_flag=True, help="Exit 6 where an operator would run without its kernel."
+)
 _ENGINE = (
-    option("--device", type=Device(), default="auto", help="Where to compute."),
+    device_option,
     option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -209,7 +213,7 @@ _ENGINE = (
         help="Precision of weights and activations.",
     ),
     option("-t", "--threads", type=click.IntRange(1, 4096), metavar="N", help="CPU threads. [default: torch's]"),
-    option("--require-kernels", is_flag=True, help="Exit 6 where an op would run without its kernel."),
+    require_kernels_option,
 )
 
 
@@ -340,7 +344,7 @@ def output_options(*formats: str) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def merged(*args: Any, **values: Any) -> Any:
-            if values.pop("as_json", False):
+            if values.pop("json", False):
                 source = click.get_current_context().get_parameter_source("format")
                 if source is click.core.ParameterSource.COMMANDLINE and values["format"] != "json":
                     raise InputError(f"expected one output format, got --format {values['format']} and --json")
@@ -349,7 +353,7 @@ def output_options(*formats: str) -> Callable[[Function], Function]:
 
         decorated: Function = merged
         if "json" in formats:
-            decorated = option("--json", "as_json", is_flag=True, help="The same as --format json.")(decorated)
+            decorated = option("--json", is_flag=True, help="The same as --format json.")(decorated)
         decorated = option(
             "-o", "--output", type=click.Path(), metavar="FILE", help="Write to FILE instead of stdout; '-' is stdout."
         )(decorated)

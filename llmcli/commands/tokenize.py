@@ -21,19 +21,19 @@ from llmcli.commands.options import define, option, prompt_options, tokenizer_op
 @option("--pieces", is_flag=True, help="One token per line: id, a tab, and the token as a quoted string.")
 @option("--count", is_flag=True, help="Only the number of tokens.")
 @option("--lines", is_flag=True, help="Treat each line as a text of its own.")
-@option("--json", "as_json", is_flag=True, help="One JSON document per text, one per line.")
+@option("--json", is_flag=True, help="One JSON document per text, one per line.")
 @option("-o", "--output", type=click.Path(), metavar="FILE", help="Write to FILE instead of stdout; '-' is stdout.")
 @tokenizer_options
 @verbosity_options
 def command(
-    text: str, pieces: bool, count: bool, lines: bool, as_json: bool, output: str | None, model: str, offline: bool
+    text: str, pieces: bool, count: bool, lines: bool, json: bool, output: str | None, model: str, offline: bool
 ) -> None:
     """Print the token ids of TEXT, or of standard input.
 
     The text is UTF-8 and nothing is stripped: a newline at its end is a token, too. Special tokens that are written
     out, such as <|endoftext|>, are recognised.
     """
-    if pieces + count + as_json > 1:
+    if pieces + count + json > 1:
         raise click.UsageError("expected one of --pieces, --count and --json, got several")
     from llmcli.commands.terminal import open_output, to_json
     from llmcli.hub import find
@@ -51,7 +51,7 @@ def command(
                 out.write(f"{len(ids)}\n")
             elif pieces:
                 out.write("".join(f"{token}\t{show(tokenizer.token_bytes(token))}\n" for token in ids))
-            elif as_json:
+            elif json:
                 document = {
                     "schema": "llmcli/tokenize/1",
                     "model": model,

@@ -33,6 +33,8 @@ def test_table_and_help_agree(name: str) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help, f"{name} {parameter.opts} has no help"
+            # LLMCLI_<COMMAND>_<FLAG> is made from the parameter's name.
+            assert f"--{parameter.name}".replace("_", "-") in parameter.opts
 
 
 def test_aliases_name_commands() -> None:

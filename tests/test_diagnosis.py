@@ -1,0 +1,48 @@
+"""The facts behind `llmcli doctor`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+import llmcli
+from llmcli import diagnosis
+
+PACKAGE = Path(llmcli.__file__).parent
+
+
+def test_every_variable_that_is_read_is_in_the_table() -> None:
+    source = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py") if path.name != "diagnosis.py")
+    setup = PACKAGE.parent / "setup.py"
+    read = set(re.findall(r"(?:environ|getenv)[^\n]{0,20}?[\"']([A-Z][A-Z0-9_]+)", source + setup.read_text("utf-8")))
+    assert read - {"TERM", "CXX", "HF_HUB_DISABLE_PROGRESS_BARS"} <= set(diagnosis.VARIABLES)
+
+
+def test_available_memory(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable:    5 kB\n")
+    assert diagnosis.available_memory(tmp_path / "meminfo") == 5120
+    assert diagnosis.available_memory(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda path: None, None),
+        (lambda path: (path / "weights").write_bytes(b"changed"), "the checksum of weights"),
+        (lambda path: (path / "weights").unlink(), "not whole"),
+        (lambda path: (path / "SHA256SUMS").unlink(), "not whole"),
+    ],
+)
+def test_default_model_is_checked(tmp_path: Path, change: object, problem: str | None) -> None:
+    assert callable(change)
+    sums = []
+    for name in ("weights", "config.json"):
+        (tmp_path / name).write_bytes(name.encode())
+        sums.append(f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n")
+    (tmp_path / "SHA256SUMS").write_text("".join(sums))
+    change(tmp_path)
+    found = diagnosis.default_model(tmp_path)["problem"]
+    assert found is None if problem is None else problem in found
