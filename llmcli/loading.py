@@ -16,7 +16,6 @@ from llmcli.checkpoints import safetensors
 from llmcli.errors import ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
-from llmcli.ops import registry
 from llmcli.tokenizer import Tokenizer
 
 __all__ = ["ALIASES", "DEFAULT", "Loaded", "find", "load", "read_config", "sha256"]
@@ -59,16 +58,14 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
-    pack: bool = True,
     progress: Progress | None = None,
 ) -> Loaded:
     """A directory, file, hub id or alias → a model in eval mode and its tokenizer.
 
-    pack lays the matrices out for the CPU kernels, for inference; training needs pack=False.
     Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
     """
     path = find(spec, offline=offline)
-    where = _device(device)
+    where = choose_device(device)
     config = read_config(path)
     model_cls = model_class(config.get("model_type", "gpt2"))
     weights = safetensors.open(path)
@@ -84,8 +81,6 @@ def load(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, but vocab_size in config.json is "
             f"{model.config.vocab_size}: the files belong to different models"
         )
-    if pack and where.type == "cpu" and registry.kernels is not None:
-        model.pack()
     return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where)
 
 
@@ -135,7 +130,8 @@ def _place(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
     setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor, requires_grad=True))
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of a flag; "auto" takes the first GPU. Raises ResourceError when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

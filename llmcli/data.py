@@ -1,0 +1,168 @@
+"""Training text: files become documents, documents become one stream of token ids, and the stream becomes windows.
+
+Knows text, tokenizers and ids; knows neither models nor terminals.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from llmcli.errors import InputError, ModelError
+from llmcli.tokenizer import END_OF_TEXT, Tokenizer
+
+# A single space between two ASCII letters always starts a new pre-token in GPT-2's pattern, so that text cut
+# there encodes to the same ids in pieces as in one go.
+_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+PIECE_CHARS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and the name that error messages use for it."""
+
+    name: str
+    text: str
+
+    @property
+    def n_bytes(self) -> int:
+        """Length in UTF-8 bytes."""
+        return len(self.text.encode())
+
+
+def decode_utf8(raw: bytes, name: str) -> str:
+    """Strict UTF-8; InputError gives the offset of the first bad byte."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; convert the file first"
+        ) from None
+
+
+def read_documents(path: str) -> list[Document]:
+    """Read a file, or every *.txt below a directory in name order; one file is one document.
+
+    Empty files are refused, since they are nearly always a mistake upstream.
+    """
+    files = [Path(path)]
+    if files[0].is_dir():
+        files = sorted(file for file in files[0].rglob("*.txt") if file.is_file())
+        if not files:
+            raise ModelError(f"no .txt file below {path}: give files, or a directory that holds some")
+    documents = []
+    for file in files:
+        try:
+            raw = file.read_bytes()
+        except OSError as error:
+            raise ModelError(f"cannot read {file}: {error.strerror}") from None
+        documents.append(document(decode_utf8(raw, str(file)), str(file)))
+    return documents
+
+
+def document(text: str, name: str) -> Document:
+    """A document that has text in it; InputError otherwise."""
+    if not text.strip():
+        raise InputError(f"{name} is empty: training needs text")
+    return Document(name, text)
+
+
+def split(documents: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:
+    """Hold out the last `fraction` of each document's characters: (training, validation).
+
+    The cut moves on to the next white space, so that no word is torn; a document without one there is kept whole.
+    """
+    if not 0 <= fraction < 1:
+        raise InputError(f"the validation fraction must be in [0, 1), not {fraction}")
+    kept, held = [], []
+    for doc in documents:
+        cut = len(doc.text) - round(len(doc.text) * fraction)
+        while cut < len(doc.text) and not doc.text[cut].isspace():
+            cut += 1
+        kept.append(Document(doc.name, doc.text[:cut]))
+        if doc.text[cut:].strip():
+            held.append(Document(doc.name, doc.text[cut:]))
+    return kept, held
+
+
+def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE in GPT-2's manner with <|endoftext|> as id 0; fewer entries when the text has fewer pairs."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size <= len(alphabet):
+        raise InputError(f"a byte-level vocabulary needs more than {len(alphabet)} entries, not {vocab_size}")
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator((piece for doc in documents for piece in pieces(doc.text)), trainer)
+    return Tokenizer(backend, eos_id=0)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut a long text where cutting does not change its tokens."""
+    start = 0
+    while start < len(text):
+        found = _SAFE_CUT.search(text, start + PIECE_CHARS)
+        end = found.start() if found else len(text)
+        yield text[start:end]
+        start = end
+
+
+def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> Iterator[tuple[int, Tensor]]:
+    """Encode in parallel; yields (characters encoded, ids (n,) int32) in order, <|endoftext|> before each document."""
+    if tokenizer.eos_id is None:
+        raise ModelError(f"the tokenizer has no {END_OF_TEXT} entry, which separates documents")
+    end_of_text = np.array([tokenizer.eos_id], np.int32)
+    batch: list[str] = []
+    opens: list[bool] = []
+
+    def flush() -> tuple[int, Tensor]:
+        parts = []
+        encodings = tokenizer.backend.encode_batch_fast(batch, add_special_tokens=False)
+        for opening, encoding in zip(opens, encodings, strict=True):
+            if opening:
+                parts.append(end_of_text)
+            parts.append(np.array(encoding.ids, np.int32))
+        result = sum(map(len, batch)), torch.from_numpy(np.concatenate(parts))
+        batch.clear()
+        opens.clear()
+        return result
+
+    for doc in documents:
+        for i, piece in enumerate(pieces(doc.text)):
+            batch.append(piece)
+            opens.append(i == 0)
+            if len(batch) == 8:
+                yield flush()
+    if batch:
+        yield flush()
+
+
+def side_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, str]:
+    """The texts that make weights a model directory in the Hugging Face layout, by file name."""
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "model_max_length": config["n_positions"],
+    }
+    return {
+        "config.json": json.dumps(config, indent=2) + "\n",
+        "tokenizer.json": tokenizer.backend.to_str(),
+        "tokenizer_config.json": json.dumps(described, indent=2) + "\n",
+    }

@@ -1,0 +1,238 @@
+"""Training: the schedule, the windows, the loss, the same bits whatever the threads, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmcli import data, training
+from llmcli.errors import InputError, ModelError, ResourceError
+from llmcli.models.gpt2 import GPT2
+from llmcli.training import Recipe, Step, Trainer, Windows
+from tests.tiny import TEXT, TINY
+
+RECIPE = Recipe(iters=6, batch_size=3, grad_accum=2, ctx_size=16, lr=0.02, warmup_steps=2, seed=7)
+
+
+@pytest.fixture(scope="module")
+def stream() -> Tensor:
+    document = data.Document("text", TEXT)
+    return torch.cat([ids for _, ids in data.encode(data.train_tokenizer([document], 300), [document])])
+
+
+def make(stream: Tensor, recipe: Recipe = RECIPE, *, threads: int = 2, dropout: float = 0.0) -> Trainer:
+    model = GPT2(replace(TINY, embd_pdrop=dropout, resid_pdrop=dropout, initializer_range=0.02))
+    model.initialize(torch.Generator().manual_seed(recipe.seed))
+    return Trainer(model, Windows(stream, recipe.ctx_size, recipe.seed), recipe, threads=threads)
+
+
+def weights(trainer: Trainer) -> Tensor:
+    return torch.cat([master.detach().flatten() for master in trainer.masters])
+
+
+def test_rate_rises_to_lr_and_falls_to_min_lr() -> None:
+    recipe = Recipe(iters=110, lr=1.0, min_lr=0.1, warmup_steps=10)
+    rates = [training.learning_rate(step, recipe) for step in range(recipe.iters + 1)]
+    assert rates[0] == 0.1
+    assert rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iters": 0}, {"lr": math.nan}, {"lr": -1.0}, {"min_lr": 1.0}, {"dtype": "float16"}, {"clip": math.inf}],
+)
+def test_recipe_refuses(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        replace(RECIPE, **wrong)
+
+
+def test_an_epoch_visits_every_window_once() -> None:
+    windows = Windows(torch.arange(1007), 10, seed=0)
+    for epoch in range(3):
+        first = epoch * windows.per_epoch
+        inputs, targets = windows.batch(first, windows.per_epoch)
+        assert torch.equal(inputs + 1, targets)
+        assert len(inputs.unique()) == windows.per_epoch * 10
+    starts = [[windows.start(epoch * windows.per_epoch + i) for i in range(5)] for epoch in range(2)]
+    assert starts[0] != starts[1]
+
+
+def test_windows_need_two_of_them() -> None:
+    Windows(torch.arange(20), 10, 0).batch(0, 3)
+    with pytest.raises(InputError, match="19 tokens"):
+        Windows(torch.arange(19), 10, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_and_gradient_are_torchs(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 150, 37, generator=torch.Generator().manual_seed(0)).mul_(4).to(dtype)
+    targets = torch.randint(37, (2, 150), generator=torch.Generator().manual_seed(1))
+    exact = logits.double().requires_grad_()
+    expected = 0.25 * torch.nn.functional.cross_entropy(exact.flatten(0, 1), targets.flatten(), reduction="sum")
+    expected.backward()
+    ours = logits.clone().requires_grad_()
+    loss = training.cross_entropy(ours * 1, targets, 0.25)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_only_matrices_decay(stream: Tensor) -> None:
+    trainer = make(stream)
+    decayed, plain = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] == RECIPE.weight_decay
+    assert plain["weight_decay"] == 0
+    names = {id(master): name for name, master in zip(trainer.names, trainer.masters, strict=True)}
+    assert {names[id(p)].rpartition(".")[2] for p in decayed["params"]} == {"weight"}
+    assert not any(".ln_" in names[id(p)] or names[id(p)].startswith("ln_") for p in decayed["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(trainer.masters)
+
+
+def test_a_step_is_adamw_on_the_clipped_mean_gradient(stream: Tensor) -> None:
+    trainer = make(stream)
+    model = GPT2(replace(TINY, initializer_range=0.02)).initialize(torch.Generator().manual_seed(RECIPE.seed))
+    inputs, targets = trainer.windows.batch(0, 6)
+    loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.clip)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=RECIPE.lr / 2, betas=(0.9, 0.95), weight_decay=RECIPE.weight_decay).step()
+    step = trainer.step()
+    assert step.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert step.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+    # AdamW's first step is lr * sign(gradient): where a gradient is nearly zero, rounding decides the sign.
+    expected = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (weights(trainer) - expected).abs().gt(1e-4).float().mean() < 0.002
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_bits_for_any_number_of_threads(stream: Tensor, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SHARD_TOKENS", 16)  # six shards
+    results = []
+    for threads in (1, 2, 3, 2):
+        trainer = make(stream, replace(RECIPE, dtype=dtype), threads=threads)
+        losses = [trainer.step().loss for _ in range(RECIPE.iters)]
+        results.append((losses, weights(trainer)))
+    for losses, final in results[1:]:
+        assert losses == results[0][0]
+        assert torch.equal(final, results[0][1])
+
+
+def test_another_seed_gives_other_weights(stream: Tensor) -> None:
+    one, other = make(stream), make(stream, replace(RECIPE, seed=8))
+    assert one.step().loss != other.step().loss
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.2), ("bfloat16", 0.2)])
+def test_overfits_a_short_text(stream: Tensor, dtype: str, bound: float) -> None:
+    recipe = Recipe(iters=200, batch_size=4, ctx_size=16, lr=0.01, warmup_steps=10, weight_decay=0.0, dtype=dtype)
+    trainer = make(stream, recipe)
+    first = trainer.step().loss
+    while trainer.steps_done < recipe.iters:
+        last = trainer.step().loss
+    assert first > 5
+    assert last < bound
+
+
+def test_evaluation_scores_every_token_but_the_first(stream: Tensor) -> None:
+    trainer = make(stream)
+    n_bytes = len(TEXT.encode())
+    found = trainer.evaluate(stream, n_bytes)
+    total = 0.0
+    for begin in range(0, len(stream) - 1, RECIPE.ctx_size):
+        window = stream[begin : begin + RECIPE.ctx_size + 1].long()[None]
+        total -= trainer.model.logprobs(window).sum().item()
+    assert found.val_tokens == len(stream) - 1
+    assert found.val_loss == pytest.approx(total / (len(stream) - 1), rel=1e-5)
+    assert found.val_bits_per_byte == pytest.approx(total / math.log(2) / n_bytes, rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "dropout"), [("float32", 0.0), ("bfloat16", 0.0), ("float32", 0.1)])
+def test_stopped_and_resumed_is_never_stopped(stream: Tensor, tmp_path: Path, dtype: str, dropout: float) -> None:
+    recipe = replace(RECIPE, dtype=dtype)
+    whole = make(stream, recipe, dropout=dropout)
+    for _ in range(recipe.iters):
+        whole.step()
+    first = make(stream, recipe, dropout=dropout)
+    for _ in range(2):
+        first.step()
+    first.save(tmp_path, {})
+    second = make(stream, replace(recipe, seed=recipe.seed), dropout=dropout)
+    second.restore(tmp_path)
+    for report in training.run(second, tmp_path, {}, validation=None, eval_every=100, save_every=100):
+        assert isinstance(report, Step)
+        assert report.step > 2
+    assert second.steps_done == recipe.iters
+    assert torch.equal(weights(second), weights(whole))
+
+
+def test_restore_refuses_another_shape(stream: Tensor, tmp_path: Path) -> None:
+    trainer = make(stream)
+    trainer.step()
+    trainer.save(tmp_path, {})
+    other = GPT2(replace(TINY, n_embd=48)).initialize()
+    with pytest.raises(ModelError, match="another shape"):
+        Trainer(other, trainer.windows, RECIPE).restore(tmp_path)
+
+
+def test_run_saves_and_evaluates_when_told(stream: Tensor, tmp_path: Path) -> None:
+    trainer = make(stream)
+    saved = []
+    for report in training.run(
+        trainer, tmp_path, {"config.json": "{}"}, validation=(stream, 100), eval_every=3, save_every=4
+    ):
+        if isinstance(report, Step):
+            saved.append((tmp_path / "model.safetensors").exists())
+        else:
+            assert report.step in (3, 6)
+    assert saved == [False, False, False, True, True, True]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "training.json",
+        "training.safetensors",
+    ]
+
+
+def test_divergence_stops_before_the_weights_change(stream: Tensor, tmp_path: Path) -> None:
+    trainer = make(stream)
+    trainer.step()
+    trainer.save(tmp_path, {})
+    with torch.no_grad():
+        trainer.parameters[0].fill_(math.nan)
+    before = weights(trainer)
+    with pytest.raises(InputError, match=r"diverged at step 2.*lower --lr"):
+        trainer.step()
+    assert torch.equal(weights(trainer), before)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    stream: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(stream)
+    trainer.step()
+    trainer.save(tmp_path, {"config.json": "{}"})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    trainer.step()
+    write = Path.write_text
+
+    def full(path: Path, *args: object, **kwargs: object) -> int:
+        if path.name == "training.json":
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ResourceError, match="no space left"):
+        trainer.save(tmp_path, {"config.json": "other"})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
