@@ -47,7 +47,8 @@ def check(version: str, wheel: Path, scratch: Path) -> tuple[str, bool]:
     facts = run(
         python,
         "-c",
-        "import torch, llmcli.ops.registry as r; r.require_kernels('cpu'); print(torch.__version__, r.build_info()['isa'])",
+        "import torch, llmcli.ops.registry as r\n"
+        "r.require_kernels('cpu'); print(torch.__version__, r.build_info()['isa'])",
         cwd=scratch,
     )
     tests = run(str(home / "bin" / "pytest"), "tests/ops")
@@ -77,7 +78,8 @@ def main(versions: list[str]) -> int:
         "# One binary under many versions of torch\n\n"
         f"Built once against torch 2.13.0 for the stable ABI of torch 2.11 ({binary}, sha256 {digest}…), "
         f"then loaded and tested under each version, never rebuilt. {date.today()}, `python3 .ci/stable_abi.py "
-        f"{' '.join(versions)}`.\n\n| torch, instruction set | operator tests | kernels in use and all passed |\n|---|---|---|\n"
+        f"{' '.join(versions)}`.\n\n"
+        "| torch, instruction set | operator tests | kernels in use and all passed |\n|---|---|---|\n"
         + "\n".join(rows)
         + "\n"
     )

@@ -16,6 +16,7 @@ from llmcli.checkpoints import safetensors
 from llmcli.errors import ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
+from llmcli.ops import registry
 from llmcli.tokenizer import Tokenizer
 
 __all__ = ["ALIASES", "DEFAULT", "Loaded", "find", "load", "read_config", "sha256"]
@@ -58,10 +59,12 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
+    pack: bool = True,
     progress: Progress | None = None,
 ) -> Loaded:
     """A directory, file, hub id or alias → a model in eval mode and its tokenizer.
 
+    pack lays the matrices out for the CPU kernels, for inference; training needs pack=False.
     Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
     """
     path = find(spec, offline=offline)
@@ -81,6 +84,8 @@ def load(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, but vocab_size in config.json is "
             f"{model.config.vocab_size}: the files belong to different models"
         )
+    if pack and where.type == "cpu" and registry.kernels is not None:
+        model.pack()
     return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where)
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmcli.errors import InputError, ModelError
+from llmcli.errors import InputError
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -195,16 +195,6 @@ def total(document: Document, scores: Floats) -> Total:
             math.nan, *counts, error=f"log-probability of token {bad[0] + 1} is {scores[bad[0]]}, not a finite number"
         )
     return Total(-math.fsum(scores.tolist()), *counts)
-
-
-def check_ids(documents: Sequence[Document], vocab_size: int) -> None:
-    """Raise ModelError if a token id lies outside the model's vocabulary."""
-    for document in documents:
-        if len(document.ids) and int(document.ids.max()) >= vocab_size:
-            raise ModelError(
-                f"{document.name}: token id {int(document.ids.max())} is outside the model's vocabulary of "
-                f"{vocab_size}; the tokenizer belongs to another model"
-            )
 
 
 def report(

@@ -101,13 +101,14 @@ def wrap(label: str, text: str) -> str:
 
 def unread_variables() -> list[str]:
     """A complaint about each LLMCLI_ variable that nothing reads, which is most likely a misspelt one."""
-    from llmcli.cli import COMMANDS, cli
     from llmcli.diagnosis import VARIABLES
 
-    context = click.Context(cli)
+    context = click.get_current_context().find_root()
+    group = context.command
+    assert isinstance(group, click.Group)
     read = {name for name in VARIABLES if name.startswith("LLMCLI_")}
-    for name in COMMANDS:
-        command = cli.get_command(context, name)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         for parameter in command.params if command else []:
             if isinstance(parameter, click.Option) and parameter.allow_from_autoenv:
                 read.add(f"LLMCLI_{name}_{parameter.name}".upper())

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from llmcli.errors import ModelError
 from llmcli.nn.kv_cache import KVCache
-from llmcli.ops import add_layer_norm, attention, gelu, softmax
+from llmcli.nn.linear import Linear
+from llmcli.ops import add_layer_norm, attention, gelu, linear, linear_pack, softmax
 
 # Prompts are read in pieces of this many positions, always counted from position 0: memory stays bounded, and a matrix
 # product sees the same number of rows whatever the length of the prompt, except in its last piece.
@@ -105,18 +106,11 @@ def _is(kind: str, value: Any) -> bool:
     return (value is None and kind == "int | None") or (isinstance(value, int) and value > 0)
 
 
-class Linear(nn.Linear):
-    """nn.Linear without random weights: they come from a checkpoint or from `GPT2.initialize`."""
+class Embedding(nn.Embedding):
+    """nn.Embedding without random weights: they come from a checkpoint or from `GPT2.initialize`."""
 
     def reset_parameters(self) -> None:
         """Leave the memory as it is, so that a model on the meta device costs nothing."""
-
-
-class Embedding(nn.Embedding):
-    """nn.Embedding without random weights, likewise."""
-
-    def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
 
 
 class Attention(nn.Module):
@@ -160,7 +154,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(inner, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.activation(F.linear(x, self.c_fc.weight), self.c_fc.bias)  # (B,T,4C)
+        hidden = self.activation(self.c_fc.project(x), self.c_fc.bias)  # (B,T,4C)
         projected: Tensor = self.c_proj(hidden)
         return projected
 
@@ -203,6 +197,7 @@ class GPT2(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self._sinusoids: Tensor | None = None
+        self._packed_head: Tensor | None = None
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> GPT2:
@@ -220,6 +215,14 @@ class GPT2(nn.Module):
                 residual = name.endswith("c_proj.weight")
                 scale = 1 / math.sqrt(2 * self.config.n_layer) if residual else 1.0
                 parameter.normal_(0.0, self.config.initializer_range * scale, generator=generator)
+        return self
+
+    def pack(self) -> GPT2:
+        """Pack every matrix for the CPU kernel; from now on the model only runs forward and cannot be saved."""
+        self._packed_head = linear_pack(self._head_weight().detach())
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
         return self
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -315,7 +318,13 @@ class GPT2(nn.Module):
     def _head(self, x: Tensor, update: Tensor) -> Tensor:
         """The final norm and the vocabulary projection: (...,C) → (...,V)."""
         normed, _ = add_layer_norm(update, x, self.ln_f.weight, self.ln_f.bias, eps=self.ln_f.eps)
-        return F.linear(normed, self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight)
+        if self._packed_head is not None:
+            return linear(normed, self._packed_head, None, self.config.vocab_size)
+        return F.linear(normed, self._head_weight())
+
+    def _head_weight(self) -> Tensor:
+        """The matrix of the vocabulary projection, (V,C)."""
+        return self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def _positions(self, like: Tensor) -> Tensor:
         """The table of position embeddings, (n_positions, C)."""
