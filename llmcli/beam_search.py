@@ -53,15 +53,18 @@ def beam_search(
     A hypothesis scores its summed log-probability divided by its length to the power length_penalty. The search goes
     on until no unfinished hypothesis can beat the finished ones. Raises InputError for settings that contradict it.
     """
+    check_beams(request, beams)
+    best = _search(model, request, vocabulary, beams, length_penalty, context, interrupted, device)
+    for sample, hypothesis in enumerate(best[: request.num_samples]):
+        yield from _replay(hypothesis, sample, request, vocabulary)
+
+
+def check_beams(request: Request, beams: int) -> None:
+    """Raise InputError for settings that contradict a beam search."""
     if request.sampling != Sampling():
         raise InputError("beam search takes the likeliest text: leave temperature, top-k/p, min-p and penalties off")
     if request.num_samples > beams:
         raise InputError(f"{request.num_samples} samples need at least as many beams, got {beams}")
-    if not math.isfinite(length_penalty):
-        raise InputError(f"length_penalty must be a finite number, got {length_penalty}")
-    best = _search(model, request, vocabulary, beams, length_penalty, context, interrupted, device)
-    for sample, hypothesis in enumerate(best[: request.num_samples]):
-        yield from _replay(hypothesis, sample, request, vocabulary)
 
 
 def _search(

@@ -22,6 +22,7 @@ from llmcli import __version__
 from llmcli.errors import LlmcliError
 
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in the order of --help
+    "generate": ("llmcli.commands.generate", "Continue a prompt, or a JSONL file of prompts."),
     "perplexity": ("llmcli.commands.perplexity", "Measure how well a model predicts text."),
     "train": ("llmcli.commands.train", "Train a model from scratch on text."),
     "tokenize": ("llmcli.commands.tokenize", "Turn text into token ids, pieces or a count."),

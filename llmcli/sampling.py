@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import InputError, ModelError
+from llmcli.ops import softmax
 
 SEED_LIMIT = 2**63
 _WORD = 0xFFFFFFFF
@@ -127,7 +128,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the most likely tokens until their probabilities sum to at least p (Holtzman et al. 2020)."""
     if p == 1:
         return logits
-    probabilities = torch.softmax(logits, -1)
+    probabilities = softmax(logits)
     # A short list nearly always holds the nucleus, and sorting the whole vocabulary costs several times as much.
     head = probabilities.topk(min(256, logits.shape[-1]), sorted=True).values
     inside = _before(head) < p
@@ -147,7 +148,7 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 
 def draw(logits: Tensor, uniforms: Sequence[float]) -> Tensor:
     """Tokens (N,) by inversion: the first id whose cumulative probability exceeds the row's uniform number."""
-    cumulative = torch.softmax(logits, -1).double().cumsum(-1)
+    cumulative = softmax(logits).double().cumsum(-1)
     target = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
 

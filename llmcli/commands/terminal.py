@@ -17,9 +17,8 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import click
 
@@ -40,18 +39,33 @@ def decode(data: bytes, source: str, errors: str = "strict") -> str:
         ) from None
 
 
-def read_bytes(path: str) -> bytes:
-    """A file's bytes; '-' is stdin. Raises ModelError when it is missing, InputError when it cannot be read."""
-    if path == "-":
-        return read_stdin()
+def open_input(path: str) -> BinaryIO:
+    """A file to read. Raises ModelError when it is missing, InputError when it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return open(path, "rb")
     except FileNotFoundError:
         raise ModelError(f"expected an existing file, got '{path}', which does not exist") from None
     except OSError as error:
         raise InputError(f"expected a readable file, got '{path}': {error.strerror}") from None
     except ValueError:
         raise InputError(f"expected a file name, got {path!r}") from None
+
+
+def read_bytes(path: str) -> bytes:
+    """A file's bytes; '-' is stdin. Raises as `open_input` does."""
+    if path == "-":
+        return read_stdin()
+    with open_input(path) as stream:
+        return stream.read()
+
+
+def read_lines(path: str) -> Iterator[bytes]:
+    """A file's lines, each as soon as it is there; '-' is stdin. Raises as `open_input` does."""
+    if path == "-":
+        yield from open_stdin()
+        return
+    with open_input(path) as stream:
+        yield from stream
 
 
 def read_text(path: str, errors: str = "strict") -> str:
@@ -67,16 +81,22 @@ def stdin_is_terminal() -> bool:
         return True
 
 
-def read_stdin() -> bytes:
-    """All of stdin; says on stderr what it waits for when nothing comes. Raises InputError when there is none."""
+def open_stdin() -> BinaryIO:
+    """Stdin as bytes; says on stderr what it waits for when nothing comes. Raises InputError when there is none."""
     if sys.stdin is None:
         raise InputError("expected text on standard input, got a closed stream")
     if not sys.stdin.isatty():
         with contextlib.suppress(OSError, ValueError):  # not a selectable file
             if not select.select([sys.stdin.fileno()], [], [], PATIENCE)[0]:
                 note("waiting for text on standard input; close it (</dev/null) when there is none")
+    return sys.stdin.buffer
+
+
+def read_stdin() -> bytes:
+    """All of stdin. Raises as `open_stdin` does."""
+    stream = open_stdin()
     try:
-        return sys.stdin.buffer.read()
+        return stream.read()
     except OSError as error:
         raise InputError(f"expected readable text on standard input: {error.strerror}") from None
 

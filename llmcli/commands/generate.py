@@ -1,0 +1,255 @@
+"""`llmcli generate`: one prompt, or a file of many, continued on stdout."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmcli.commands import terminal
+from llmcli.commands.options import (
+    ModelChoice,
+    Number,
+    define,
+    encoding_options,
+    model_options,
+    option,
+    output_options,
+    sampling_options,
+    verbosity_options,
+)
+from llmcli.commands.progress import Progress
+from llmcli.errors import InputError
+
+if TYPE_CHECKING:
+    from llmcli.completions import Completion, Session, Stopwatch
+    from llmcli.generation import Event, Request
+
+
+@define(
+    "generate",
+    short_help="Continue a prompt, or a JSONL file of prompts.",
+    examples=[
+        ("the embedded model, greedy: the same text every time", 'llmcli generate "Once upon a time"'),
+        ("a pipe; piped text comes before the argument", "cat notes.txt | llmcli generate 'In short:' -n 60"),
+        ("three samples as one JSON document", 'llmcli generate "The sea" --temperature 0.8 --num-samples 3 --json'),
+        ("many prompts, eight at a time", "llmcli generate --jsonl prompts.jsonl --batch-size 8 -o texts.jsonl"),
+    ],
+)
+@click.argument("argument", metavar="[PROMPT]", required=False)
+@option("-p", "--prompt", metavar="TEXT", help="The prompt; '-' is stdin.")
+@option("-f", "--file", metavar="FILE", help="A file that holds the prompt; '-' is stdin.")
+@option("--jsonl", metavar="FILE", help='Prompts, one {"prompt", "id"?, "max_tokens"?, "seed"?, …} a line; - is stdin.')
+@option(
+    "--batch-size",
+    type=click.IntRange(1, 4096),
+    default=1,
+    help="Records of --jsonl continued together; the texts do not depend on it.",
+)
+@option(
+    "-n",
+    "--max-tokens",
+    aliases=["--max-new-tokens", "--n-predict"],
+    type=click.IntRange(1),
+    default=128,
+    help="Tokens to write at most.",
+)
+@option("--stop", multiple=True, metavar="TEXT", help="End before this text; can be repeated.")
+@option("--num-samples", type=click.IntRange(1, 4096), default=1, help="Texts per prompt.")
+@sampling_options
+@option("--beams", type=click.IntRange(1, 1024), default=1, help="Search for the likeliest text with this many beams.")
+@option(
+    "--length-penalty",
+    type=Number(-100, 100),
+    default=1.0,
+    help="Beams are ranked by log-probability / length ^ this.",
+)
+@option("--logprobs", type=click.IntRange(0), metavar="K", help="Log-probabilities of each token and the K likeliest.")
+@option(
+    "-c", "--ctx-size", type=click.IntRange(2), metavar="N", help="Tokens of prompt and text. [default: the model's]"
+)
+@option(
+    "--ctx-overflow",
+    type=click.Choice(["error", "truncate", "slide"]),
+    default="error",
+    help="A prompt that does not fit is an error, loses its beginning, or is cut to the last half of the context. "
+    "A full context ends the text; with slide, the text goes on from its last half.",
+)
+@encoding_options[0]
+@encoding_options[1]
+@model_options
+@output_options("text", "json", "jsonl")
+@verbosity_options
+def command(
+    argument: str | None,
+    prompt: str | None,
+    file: str | None,
+    jsonl: str | None,
+    batch_size: int,
+    beams: int,
+    length_penalty: float,
+    ctx_size: int | None,
+    ctx_overflow: str,
+    escape: bool,
+    encoding_errors: str,
+    choice: ModelChoice,
+    format: str,
+    output: str | None,
+    **settings: Any,
+) -> None:
+    """Continue PROMPT, or the text piped in, and print the continuation only, with a newline at its end.
+
+    Greedy by default. With --temperature above 0, a text depends on its prompt, its seed and its number among the
+    samples, and on nothing else. Tokens are chosen after penalties, temperature, top-k, top-p and min-p, in this order.
+    """
+    stops = [terminal.decode(os.fsencode(text), "--stop", encoding_errors) for text in settings["stop"]]
+    settings["stop"] = tuple(map(terminal.unescape, stops) if escape else stops)
+    if jsonl is None:
+        if settings["logprobs"] is not None and format == "text":
+            raise InputError("--logprobs: expected --format json or jsonl, which have a place for them")
+        text = terminal.read_prompt(argument, prompt, file, errors=encoding_errors, escape=escape)
+        session = open_session(choice, beams, length_penalty, ctx_size, ctx_overflow)
+        request = session.request(text, settings)
+        with terminal.open_output(output) as out:
+            with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
+                continue_one(session, request, format, out, interrupt)
+            if format == "text":
+                leave_if(interrupt)  # before the file appears: a text cannot say that it was cut short
+        leave_if(interrupt)
+        return
+    if (argument, prompt, file) != (None, None, None):
+        raise InputError("expected a prompt or --jsonl, got both")
+    if format == "json":
+        raise InputError("--jsonl gives a document per line: expected --format jsonl or text, got json")
+    if click.get_current_context().get_parameter_source("format") is click.core.ParameterSource.DEFAULT:
+        format = "jsonl"
+    lines = terminal.read_lines(jsonl)
+    session = open_session(choice, beams, length_penalty, ctx_size, ctx_overflow)
+    with terminal.open_output(output) as out:
+        count, problems, interrupt = continue_many(session, lines, batch_size, settings, encoding_errors, format, out)
+    leave_if(interrupt)
+    report(count, problems)
+
+
+def open_session(
+    choice: ModelChoice, beams: int, length_penalty: float, ctx_size: int | None, ctx_overflow: str
+) -> Session:
+    """Load the model under the flags' policy. Raises InputError where the two do not fit."""
+    if beams > 1 and ctx_overflow == "slide":
+        raise InputError("--beams: expected --ctx-overflow error or truncate, got slide")
+    begin = time.perf_counter()
+    loaded = choice.load()
+    from llmcli.completions import Policy, Session
+
+    longest = loaded.model.config.n_positions
+    if ctx_size is not None and ctx_size > longest:
+        raise InputError(f"--ctx-size: expected at most {longest}, the model's context, got {ctx_size}")
+    policy = Policy(ctx_size or longest, ctx_overflow, beams, length_penalty)
+    return Session(loaded, policy, time.perf_counter() - begin)
+
+
+def leave_if(interrupt: terminal.Interrupt) -> None:
+    """End the command with 130 if Ctrl-C was pressed."""
+    if interrupt.stop_requested:
+        terminal.note("interrupted")
+        raise click.exceptions.Exit(130)
+
+
+def continue_one(
+    session: Session, request: Request, format: str, out: terminal.Writer, interrupt: terminal.Interrupt
+) -> None:
+    """Print one request's texts as they come, or its document at the end."""
+    from llmcli.completions import Completion, Stopwatch
+
+    watch = Stopwatch(load=session.load_seconds)
+    completions = [Completion() for _ in range(request.num_samples)]
+    printer = Printer(out) if format == "text" else None
+    for event in session.events([request], lambda: interrupt.stop_requested):
+        watch.tick()
+        completions[event.sample].add(event)
+        if printer is not None:
+            printer.show(event)
+    if printer is None:
+        document = session.document(request, completions, watch)
+        out.write(terminal.to_json(document, indent=2 if format == "json" else None))
+    if terminal.is_verbose() or (sys.stderr is not None and sys.stderr.isatty()):
+        terminal.note(summary(request, completions, watch))
+
+
+class Printer:
+    """Texts of several samples in order: the first unfinished one as it comes, those behind it when it has ended."""
+
+    def __init__(self, out: terminal.Writer) -> None:
+        self._out, self._current = out, 0
+        self._texts: defaultdict[int, str] = defaultdict(str)
+        self._ended: set[int] = set()
+
+    def show(self, event: Event) -> None:
+        """Print what the event allows to print."""
+        self._texts[event.sample] += event.text
+        if event.finish_reason is not None:
+            self._texts[event.sample] += "\n"
+            self._ended.add(event.sample)
+        while text := self._texts.pop(self._current, ""):
+            self._out.write(text)
+            self._current += self._current in self._ended
+
+
+def continue_many(
+    session: Session,
+    lines: Iterable[bytes],
+    batch_size: int,
+    settings: dict[str, Any],
+    errors: str,
+    format: str,
+    out: terminal.Writer,
+) -> tuple[int, list[str], terminal.Interrupt]:
+    """Continue records in batches and print each batch when it is done → their number, what was wrong, Ctrl-C."""
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    count, problems = 0, []
+    interrupt = terminal.Interrupt()
+    with Progress("generating", unit="records") as progress:
+        while not interrupt.stop_requested and (batch := list(itertools.islice(numbered, batch_size))):
+            # Not around the reading above: there Ctrl-C has nothing to finish.
+            with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
+                stop = partial(getattr, interrupt, "stop_requested")
+                for document in session.records(batch, settings, errors=errors, interrupted=stop):
+                    count += 1
+                    if "error" in document:
+                        problems.append(f"line {document['error']['line']}: {document['error']['message']}")
+                    if format == "jsonl":
+                        out.write(terminal.to_json(document, indent=None))
+                    else:
+                        out.write("".join(choice["text"] + "\n" for choice in document.get("choices", ())))
+            progress(count)
+    return count, problems, interrupt
+
+
+def report(count: int, problems: list[str]) -> None:
+    """Say on stderr which records failed. Raises InputError when all did, or when there were none."""
+    if not count:
+        raise InputError("--jsonl: expected at least one record, got none")
+    if len(problems) == count:
+        raise InputError(f"all {count} records failed; {problems[0]}")
+    if problems:
+        terminal.note(f"{len(problems)} of {count} records failed; {problems[0]}")
+
+
+def summary(request: Request, completions: Iterable[Completion], watch: Stopwatch) -> str:
+    """One line about what was done and how fast."""
+    from llmcli.completions import rate
+
+    written = sum(len(completion.tokens) for completion in completions)
+    speed = rate(written - request.num_samples, watch.predicted)
+    return (
+        f"loaded in {watch.load:.2f} s, read {len(request.ids)} tokens in {watch.prompt:.3f} s, "
+        f"wrote {written} in {watch.predicted:.3f} s" + (f" ({speed:.0f}/s)" if speed else "")
+    )

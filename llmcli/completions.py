@@ -1,0 +1,267 @@
+"""Between text and the decoding loop: records to requests, events to documents with OpenAI's completion field names.
+
+Knows tokenizers and JSON fields; knows neither files nor terminals.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from llmcli import __version__
+from llmcli.beam_search import beam_search, check_beams
+from llmcli.errors import InputError
+from llmcli.generation import Event, Request, TokenLogprob, fit, generate
+from llmcli.loading import DEFAULT, Loaded
+from llmcli.ops.registry import build_info
+from llmcli.sampling import Sampling
+from llmcli.tokenizer import Tokenizer
+
+SCHEMA = "llmcli/generation/1"
+SAMPLING = tuple(setting.name for setting in fields(Sampling))
+SETTINGS = ("max_tokens", "num_samples", "seed", "stop", "logprobs", *SAMPLING)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What holds for every request of a run: the context's size, the overflow rule, the width of a beam search."""
+
+    context: int
+    overflow: str = "error"
+    beams: int = 1
+    length_penalty: float = 1.0
+
+
+@dataclass
+class Completion:
+    """One sample of a request, as far as its events have come."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, event: Event) -> None:
+        """Take the sequence's next event."""
+        self.text += event.text
+        if event.token is not None:
+            self.tokens.append(event.token)
+        if event.logprob is not None:
+            self.logprobs.append(event.logprob)
+        self.finish_reason = event.finish_reason
+
+
+@dataclass
+class Stopwatch:
+    """Seconds that a batch took to read its prompts (up to the first token), and to write the rest."""
+
+    load: float = 0.0
+    prompt: float = 0.0
+    predicted: float = 0.0
+    _begin: float = field(default_factory=time.perf_counter)
+
+    def tick(self) -> None:
+        """Note an event."""
+        now = time.perf_counter() - self._begin
+        self.prompt = self.prompt or now
+        self.predicted = now - self.prompt
+
+
+def parse_record(
+    line: bytes, defaults: Mapping[str, Any], errors: str = "strict"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A line of JSONL → the record, and its settings over the defaults. Raises InputError.
+
+    Fields that mean nothing here pass, so that a data set's own columns can stay; near misses of a setting do not.
+    """
+    try:
+        record = json.loads(line.decode("utf-8", errors))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected a JSON object in UTF-8, got something else: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"expected a JSON object, got {type(record).__name__}")
+    if not isinstance(record.get("prompt"), str):
+        raise InputError(f'expected a "prompt" of text, got {record.get("prompt")!r}')
+    for key in record.keys() - {"id", "prompt", *SETTINGS}:
+        if near := difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.8):
+            raise InputError(f'unknown field "{key}"; did you mean "{near[0]}"?')
+    given = {key: record[key] for key in SETTINGS if record.get(key) is not None}
+    return record, {**defaults, **given}
+
+
+@dataclass
+class Session:
+    """A loaded model under one policy."""
+
+    loaded: Loaded
+    policy: Policy
+    load_seconds: float = 0.0
+
+    def request(self, prompt: str, settings: Mapping[str, Any]) -> Request:
+        """A prompt and settings (names of SETTINGS) as a request. Raises InputError for what cannot be used."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"expected text, got a lone surrogate at character {error.start} of the prompt") from None
+        given = {name: value for name, value in settings.items() if name not in SAMPLING}
+        stop = given.pop("stop", ())
+        if not isinstance(stop, (str, list, tuple)):
+            raise InputError(f"stop must be text or a list of texts, got {stop!r}")
+        request = Request(
+            ids=self.loaded.tokenizer.encode(prompt),
+            sampling=Sampling(**{name: value for name, value in settings.items() if name in SAMPLING}),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            **given,
+        )
+        if self.policy.beams > 1:
+            check_beams(request, self.policy.beams)
+        return replace(request, ids=fit(request.ids, request.max_tokens, self.policy.context, self.policy.overflow))
+
+    def events(self, requests: Sequence[Request], interrupted: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """The events of all requests: one batch, or one beam search after the other."""
+        loaded, policy = self.loaded, self.policy
+        common: dict[str, Any] = {"context": policy.context, "interrupted": interrupted, "device": loaded.device}
+        if policy.beams == 1:
+            slide = policy.overflow == "slide"
+            yield from generate(loaded.model, requests, loaded.tokenizer, slide=slide, **common)
+            return
+        search: dict[str, Any] = {"beams": policy.beams, "length_penalty": policy.length_penalty, **common}
+        for index, request in enumerate(requests):
+            for event in beam_search(loaded.model, request, loaded.tokenizer, **search):
+                yield replace(event, request=index)
+
+    def records(
+        self,
+        lines: Sequence[tuple[int, bytes]],
+        defaults: Mapping[str, Any],
+        *,
+        errors: str = "strict",
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> list[dict[str, Any]]:
+        """Numbered lines of JSONL, continued as one batch → a document for each, in order."""
+        documents: list[dict[str, Any]] = [{} for _ in lines]
+        places, ids, requests = [], [], []
+        for place, (number, line) in enumerate(lines):
+            record: dict[str, Any] = {}
+            try:
+                record, settings = parse_record(line, defaults, errors)
+                requests.append(self.request(record["prompt"], settings))
+            except InputError as error:
+                documents[place] = error_document(error, number, record.get("id"))
+            else:
+                places.append(place)
+                ids.append(record.get("id"))
+        collected = self.collect(requests, interrupted) if requests else []
+        for place, id, document in zip(places, ids, collected, strict=True):
+            documents[place] = document if id is None else {**document, "id": id}
+        return documents
+
+    def collect(
+        self, requests: Sequence[Request], interrupted: Callable[[], bool] = lambda: False
+    ) -> list[dict[str, Any]]:
+        """The document of every request, once all of them have ended."""
+        watch = Stopwatch(load=self.load_seconds)
+        completions = [[Completion() for _ in range(request.num_samples)] for request in requests]
+        for event in self.events(requests, interrupted):
+            watch.tick()
+            completions[event.request][event.sample].add(event)
+        return [self.document(request, done, watch) for request, done in zip(requests, completions, strict=True)]
+
+    @functools.cached_property
+    def engine(self) -> dict[str, Any]:
+        """What computes the texts: the same for every document of a run."""
+        return {
+            "version": __version__,
+            "device": str(self.loaded.device),
+            "dtype": str(self.loaded.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "kernels": build_info().get("isa", "torch"),
+            "model_sha256": self.loaded.sha256(),
+        }
+
+    def document(self, request: Request, completions: Sequence[Completion], watch: Stopwatch) -> dict[str, Any]:
+        """The document of one request; its timings are those of the batch that it shared."""
+        written = sum(len(completion.tokens) for completion in completions)
+        name = "default" if self.loaded.path == DEFAULT else self.loaded.name
+        return {
+            "schema": SCHEMA,
+            "id": _identity(name, request),
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": name,
+            "choices": [
+                {
+                    "index": index,
+                    "text": completion.text,
+                    "finish_reason": completion.finish_reason,
+                    "logprobs": None if request.logprobs is None else _logprobs(self.loaded.tokenizer, completion),
+                }
+                for index, completion in enumerate(completions)
+            ],
+            "usage": {
+                "prompt_tokens": len(request.ids),
+                "completion_tokens": written,
+                "total_tokens": len(request.ids) + written,
+            },
+            "timings": {
+                "load_ms": round(1e3 * watch.load, 3),
+                "prompt_ms": round(1e3 * watch.prompt, 3),
+                "predicted_ms": round(1e3 * watch.predicted, 3),
+                "prompt_per_second": rate(len(request.ids), watch.prompt),
+                # The first token of each sample comes with the prompt's last logits.
+                "predicted_per_second": rate(written - len(completions), watch.predicted),
+            },
+            "llmcli": {"seed": request.seed, **self.engine},
+        }
+
+
+def error_document(error: InputError, line: int, id: object = None) -> dict[str, Any]:
+    """What stands in the place of a document for a record that cannot be used."""
+    problem = {"message": str(error), "type": "invalid_request_error", "code": error.exit_code, "line": line}
+    return {"schema": SCHEMA, "id": id, "error": problem}
+
+
+def rate(count: int, seconds: float) -> float | None:
+    """Tokens per second, None where nothing was timed."""
+    return round(count / seconds, 3) if count > 0 and seconds > 0 else None
+
+
+def _logprobs(tokenizer: Tokenizer, completion: Completion) -> dict[str, Any]:
+    """OpenAI's four lists, and the ids, which are unambiguous where two tokens read alike."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    offsets, offset = [], 0
+    for token in completion.tokens:
+        offsets.append(offset)
+        offset += len(decoder.decode(tokenizer.token_bytes(token)))
+    return {
+        "tokens": [_spell(tokenizer, token) for token in completion.tokens],
+        "token_ids": completion.tokens,
+        "token_logprobs": [logprob.chosen for logprob in completion.logprobs],
+        "top_logprobs": [
+            {_spell(tokenizer, token): value for token, value in logprob.top} for logprob in completion.logprobs
+        ],
+        "text_offset": offsets,
+    }
+
+
+def _spell(tokenizer: Tokenizer, token: int) -> str:
+    """A token as text, or its bytes when they are only a part of a character."""
+    data = tokenizer.token_bytes(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _identity(name: str, request: Request) -> str:
+    """An id that the same model, prompt and settings give again."""
+    return "cmpl-" + hashlib.sha256(repr((name, request)).encode()).hexdigest()[:24]
