@@ -6,7 +6,6 @@ Knows click and the terminal; must not import torch, so that help, completion an
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import signal
@@ -68,6 +67,8 @@ class CommandLine(click.Group):
             return command.name, command, args[1:]  # the true name, so that an alias reads the same variables
         if args[0].startswith("-"):
             return super().resolve_command(ctx, args)
+        import difflib  # only where something is misspelt
+
         near = difflib.get_close_matches(args[0], [*COMMANDS, *ALIASES], n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of: {', '.join(COMMANDS)}"
         raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)

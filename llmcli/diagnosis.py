@@ -97,12 +97,12 @@ def default_model(path: Path = hub.DEFAULT) -> dict[str, Any]:
     """The embedded model's files checked against their list of checksums, in the format of sha256sum."""
     result: dict[str, Any] = {"path": str(path), "sha256": {}, "problem": None}
     try:
-        lines = (path / CHECKSUMS).read_text().splitlines()
+        lines = (path / CHECKSUMS).read_text("utf-8", "replace").splitlines()
         expected = {name.strip(): digest for digest, _, name in (line.partition(" ") for line in lines)}
         for name in expected:
             result["sha256"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
-    except (OSError, ValueError) as error:
-        result["problem"] = f"not whole ({error}); reinstall llmcli"
+    except OSError as error:
+        result["problem"] = f"{Path(str(error.filename)).name}: {error.strerror}; reinstall llmcli"
         return result
     wrong = [name for name, digest in expected.items() if result["sha256"][name] != digest]
     if wrong:

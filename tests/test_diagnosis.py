@@ -32,8 +32,8 @@ def test_available_memory(tmp_path: Path) -> None:
     [
         (lambda path: None, None),
         (lambda path: (path / "weights").write_bytes(b"changed"), "the checksum of weights"),
-        (lambda path: (path / "weights").unlink(), "not whole"),
-        (lambda path: (path / "SHA256SUMS").unlink(), "not whole"),
+        (lambda path: (path / "weights").unlink(), "No such file"),
+        (lambda path: (path / "SHA256SUMS").unlink(), "No such file"),
     ],
 )
 def test_default_model_is_checked(tmp_path: Path, change: object, problem: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import textwrap
 from typing import Any
@@ -101,6 +100,8 @@ def wrap(label: str, text: str) -> str:
 
 def unread_variables() -> list[str]:
     """A complaint about each LLMCLI_ variable that nothing reads, which is most likely a misspelt one."""
+    import difflib
+
     from llmcli.diagnosis import VARIABLES
 
     context = click.get_current_context().find_root()

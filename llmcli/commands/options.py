@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ class Seed(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The seed as an int."""
         if value == "random":
-            seed = secrets.randbelow(2**32)
+            seed = int.from_bytes(os.urandom(4), "little")  # the module secrets is slow to import
             click.echo(f"seed: {seed}", err=True)
             return seed
         try:
