@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llmcli.checkpoints import safetensors
-from llmcli.errors import ModelError, ResourceError
+from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
 from llmcli.ops import registry
@@ -69,21 +69,25 @@ def load(
     """
     path = find(spec, offline=offline)
     where = choose_device(device)
-    config = read_config(path)
-    model_cls = model_class(config.get("model_type", "gpt2"))
     weights = safetensors.open(path)
+    config = read_config(path)
+    model_cls = model_class(config.get("model_type"))
+    model_config = model_cls.Config.from_dict(config)
+    if model_config.n_layer > len(weights):  # before anything is built as large as the file pretends to be
+        raise ModelError(
+            f"{path}: config.json asks for {model_config.n_layer} layers; there are {len(weights)} tensors"
+        )
     with torch.device("meta"):
-        model = model_cls(model_cls.Config.from_dict(config))
-    renamed = model.rename(weights)
-    chosen = _dtype(dtype, renamed, where)
-    _assign(model, renamed, chosen, where, path, progress)
-    directory = path if path.is_dir() else path.parent
-    tokenizer = Tokenizer.open(directory)
+        model = model_cls(model_config)
+    tokenizer = Tokenizer.open(path if path.is_dir() else path.parent)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ModelError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, but vocab_size in config.json is "
+            f"{path}: the tokenizer has {tokenizer.vocab_size} entries, but vocab_size in config.json is "
             f"{model.config.vocab_size}: the files belong to different models"
         )
+    renamed = model.rename(weights)
+    chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
+    _assign(model, renamed, chosen, where, path, progress)
     if pack and where.type == "cpu" and registry.kernels is not None:
         model.pack()
     return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where)
@@ -111,35 +115,42 @@ def _assign(
     path: Path,
     progress: Progress | None,
 ) -> None:
-    """Put each tensor in its place, cast and moved one at a time."""
+    """Put each tensor in its place, cast, moved and checked one at a time."""
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     for names, problem in ((missing, "is missing"), (unknown, "has no place in this architecture")):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise ModelError(f"{path}: the tensor {names[0]} {problem}{more}: config.json and weights do not match")
-    total, done = sum(tensor.nbytes for tensor in weights.values()), 0
     for name, shape in expected.items():
+        if weights[name].shape != shape:
+            raise ModelError(
+                f"{path}: {name} has shape {list(weights[name].shape)}; config.json asks for {list(shape)}"
+            )
+        if not weights[name].is_floating_point():
+            raise ModelError(f"{path}: {name} holds {weights[name].dtype}; expected floating-point weights")
+    total, done = sum(tensor.nbytes for tensor in weights.values()), 0
+    for name in expected:
         tensor = weights.pop(name)
-        if tensor.shape != shape:
-            raise ModelError(f"{path}: {name} has shape {tuple(tensor.shape)}; config.json asks for {tuple(shape)}")
-        size = tensor.nbytes
-        _place(model, name, tensor.to(device, dtype))
-        done += size
+        done += tensor.nbytes
+        tensor = tensor.to(device, dtype)
+        # One sum finds any NaN or infinity at the speed of memory, and reads pages that the first token needs anyway.
+        if not tensor.sum(dtype=torch.float32).isfinite():
+            raise ModelError(f"{path}: {name} holds NaN or infinity in {dtype}: fetch it again, or use --dtype float32")
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor))
         if progress is not None:
             progress(done, total)
-
-
-def _place(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
-    module, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor, requires_grad=True))
 
 
 def choose_device(name: str) -> torch.device:
     """The device of a flag; "auto" takes the first GPU. Raises ResourceError when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is not known; expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
         raise ResourceError(
             f"device {name} is not available; this machine has {torch.cuda.device_count()} CUDA devices"
@@ -147,7 +158,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, weights: dict[str, torch.Tensor], device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return DTYPES[name]
+def _automatic_dtype(weights: dict[str, torch.Tensor], device: torch.device) -> torch.dtype:
+    """On a GPU the checkpoint's own precision; on a CPU float32."""
     return torch.float32 if device.type == "cpu" else next(iter(weights.values())).dtype

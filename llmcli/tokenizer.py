@@ -68,7 +68,11 @@ class Tokenizer:
         added = self._added.get(token)
         if added is not None:
             return added.encode()
-        return bytes(BYTES[character] for character in self.piece(token))
+        piece = self.piece(token)
+        try:
+            return bytes(BYTES[character] for character in piece)
+        except KeyError:  # a piece that stands for itself, though the files do not list it as added
+            return piece.encode()
 
     def piece(self, token: int) -> str:
         """The id as the vocabulary writes it, with bytes as printable characters."""

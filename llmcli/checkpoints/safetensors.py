@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,19 @@ if TYPE_CHECKING:  # naming a checkpoint's files needs no torch
     from torch import Tensor
 
 SINGLE = "model.safetensors"
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -46,9 +59,12 @@ def files(path: str | os.PathLike[str]) -> list[Path]:
         raise ModelError(f"{path}: no such file")
     if path.suffix == ".json":
         try:
-            shards = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
+            shards = sorted({os.fspath(name) for name in json.loads(path.read_text("utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{path}: expected a JSON object with a weight_map; {error!r}") from error
+        outside = [name for name in shards if Path(name).name != name]
+        if outside or not shards:
+            raise ModelError(f"{path}: expected the names of files beside it; got {outside}")
         missing = [name for name in shards if not (path.parent / name).is_file()]
         if missing:
             raise ModelError(f"{path}: names {len(shards)} files; missing {', '.join(missing)}: fetch them again")
@@ -66,7 +82,7 @@ class Weights(Mapping[str, "Tensor"]):
         for file in files:
             try:
                 handle: Any = safe_open(file, framework="pt")
-            except (SafetensorError, OSError, ValueError) as error:
+            except (SafetensorError, OSError, RuntimeError) as error:
                 raise ModelError(
                     f"{file}: not a readable safetensors file, truncated or damaged ({error}): fetch or save it again"
                 ) from error
@@ -91,20 +107,33 @@ def save(
 ) -> None:
     """Write one safetensors file beside its place, flush it to the disk, then rename: it is there whole or not at all.
 
-    Raises ResourceError when the disk is full or the place cannot be written.
+    The same tensors and metadata give the same bytes (the library's own writer shuffles the metadata), and the data
+    begins at a multiple of ALIGNMENT. Raises ResourceError when the disk is full or the place cannot be written.
     """
-    from safetensors.torch import save_file
+    import torch
 
     path = Path(path)
+    # "format": "pt" is what transformers asks of a file that it will load.
+    header: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each tensor is aligned
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        # "format": "pt" is what transformers asks of a file that it will load.
-        header = {"format": "pt", **(metadata or {})}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=header)
-        with builtins.open(beside, "rb") as file:
+        with beside.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                file.write(tensors[name].detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+            file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except (SafetensorError, OSError) as error:
-        raise ResourceError(f"cannot write {path}: {error}") from error
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {error.strerror}: nothing was changed") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()

@@ -14,9 +14,11 @@ from llmcli.errors import ModelError
 MODELS = {"gpt2": "llmcli.models.gpt2:GPT2"}
 
 
-def model_class(model_type: str) -> Any:
+def model_class(model_type: object) -> Any:
     """The class that reads `config.json` files of this model_type."""
-    if model_type not in MODELS:
-        raise ModelError(f"model_type {model_type!r} is not supported; expected one of: {', '.join(sorted(MODELS))}")
+    if not isinstance(model_type, str) or model_type not in MODELS:
+        raise ModelError(
+            f"model_type {model_type!r} in config.json is not supported; expected one of: {', '.join(sorted(MODELS))}"
+        )
     module, name = MODELS[model_type].split(":")
     return getattr(importlib.import_module(module), name)

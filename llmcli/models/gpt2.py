@@ -250,6 +250,8 @@ class GPT2(nn.Module):
         ends = [ids.shape[1]] * ids.shape[0] if lengths is None else lengths.tolist()
         if not ends or min(ends) < 1 or max(ends) > ids.shape[1]:
             raise ValueError(f"expected rows of 1 to {ids.shape[1]} tokens; got lengths {ends}")
+        if cache.capacity > config.n_positions or max(ends) > cache.capacity:
+            raise ValueError(f"expected {max(ends)} <= capacity {cache.capacity} <= n_positions {config.n_positions}")
         ids = ids[:, : max(ends)]
         last: list[tuple[Tensor, Tensor]] = [(weight[0], weight[0])] * len(ends)
         for begin in range(0, ids.shape[1], CHUNK):
@@ -289,8 +291,6 @@ class GPT2(nn.Module):
             tensor = weights[key]
             # Conv1D stores (in, out), Linear (out, in).
             renamed[name] = tensor.t() if name.endswith(CONV1D) and tensor.dim() == 2 else tensor
-        if not self.config.tie_word_embeddings and "lm_head.weight" not in renamed and "wte.weight" in renamed:
-            renamed["lm_head.weight"] = renamed["wte.weight"]
         return renamed
 
     def checkpoint(self) -> dict[str, Tensor]:
