@@ -22,7 +22,6 @@ FLOORS = {
     "training": 7,
     "beam_search": 7,
     "benchmarking": 7,
-    "beam_search": 7,
     "generation": 6,
     "scoring": 6,
     "loading": 5,
