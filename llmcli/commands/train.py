@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ DTYPES = {"auto": "float32"} | {name: name for name in ("float32", "bfloat16", "
 @option("--output", required=True, metavar="DIR", help="Directory of the model.")
 @option("--resume", metavar="auto|DIR", help="Continue from a checkpoint; auto is --output's, if there is one.")
 @option("--log", metavar="FILE", help="Write every step and validation as JSONL.")
-@option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@option("--json", is_flag=True, help="Print the summary as JSON.")
 @seed_option
 @engine_options
 @verbosity_options
@@ -78,7 +78,7 @@ def command(
     output: str,
     resume: str | None,
     log: str | None,
-    as_json: bool,
+    json: bool,
     eval_every: int,
     save_every: int,
     engine: Engine,
@@ -159,7 +159,7 @@ def command(
             "recipe": asdict(recipe),
         }
         with terminal.open_output() as stdout:
-            stdout.write(terminal.to_json(summary) if as_json else describe(summary))
+            stdout.write(terminal.to_json(summary) if json else describe(summary))
 
 
 def read(paths: tuple[str, ...]) -> list[Document]:
@@ -178,7 +178,7 @@ def read(paths: tuple[str, ...]) -> list[Document]:
 def read_shape(path: str) -> dict[str, Any]:
     """A config.json; raises ModelError when it is not a JSON object."""
     try:
-        shape = json.loads(terminal.read_text(path))
+        shape = loads(terminal.read_text(path))
     except ValueError as error:
         raise ModelError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(shape, dict):
