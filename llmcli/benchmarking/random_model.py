@@ -1,0 +1,44 @@
+"""Models of a known shape with random weights: speed depends on shapes, not on what the weights say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmcli.errors import ModelError
+from llmcli.models import model_class
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+}
+
+
+def shape_config(shape: str) -> dict[str, Any]:
+    """The config of a named shape, or of a `config.json`. Raises ModelError when it is neither."""
+    if shape in SHAPES:
+        return {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, **SHAPES[shape]}
+    path = Path(shape)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{shape!r} is neither a config.json nor one of: {', '.join(SHAPES)}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{shape}: expected a JSON object ({error})") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{shape}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def random_model(shape: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
+    """A model of that shape in eval mode, initialised as for training."""
+    config = shape_config(shape)
+    architecture = model_class(config.get("model_type", "gpt2"))
+    model = architecture(architecture.Config.from_dict(config))
+    model.initialize(torch.Generator().manual_seed(seed))
+    return model.to(device, dtype).eval()

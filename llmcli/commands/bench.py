@@ -1,0 +1,169 @@
+"""`llmcli bench`: how fast a model reads prompts (prefill) and writes tokens (decode)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmcli.commands.bench_kernels import kernels
+from llmcli.commands.measuring import FORMATS, Dtypes, Sizes, complain, emit, warn_of_load
+from llmcli.commands.options import Command, Device, ModelChoice, option, output_options, verbosity_options
+from llmcli.commands.progress import Progress
+from llmcli.commands.terminal import open_output
+from llmcli.errors import InputError
+
+if TYPE_CHECKING:
+    from llmcli.benchmarking.model_speed import SpeedTest
+
+DEFAULT_PROMPT, DEFAULT_GEN = 512, 128
+
+
+class Bench(Command, click.Group):
+    """A command that also has subcommands."""
+
+
+@click.command(
+    "bench",
+    cls=Bench,
+    invoke_without_command=True,
+    subcommand_metavar="[kernels …]",
+    examples=[
+        ("prefill of 512 tokens and decode of 128 with the embedded model", "llmcli bench"),
+        ("decode at growing depths, in two precisions", "llmcli bench -m gpt2 --dtype float32,bfloat16 -d 0-896+128"),
+        ("the shape of GPT-2 with random weights", "llmcli bench --random gpt2 --batch-size 1-8*2 --json"),
+        ("single operators beside torch's", "llmcli bench kernels"),
+    ],
+)
+@option(
+    "-m",
+    "--model",
+    aliases=["--checkpoint"],
+    metavar="MODEL",
+    help="A directory, a file, an alias, or user/name on the Hugging Face hub. [default: the embedded model]",
+)
+@option(
+    "--random",
+    metavar="SHAPE",
+    help="No checkpoint: random weights in the shape of gpt2, gpt2-medium, gpt2-large, gpt2-xl or a config.json.",
+)
+@option("--prompt-tokens", type=Sizes(), help=f"Tokens to read; 0 for no such test. [default: {DEFAULT_PROMPT}]")
+@option("--gen-tokens", type=Sizes(), help=f"Tokens to write; 0 for no such test. [default: {DEFAULT_GEN}]")
+@option("-d", "--depth", type=Sizes(), default="0", help="Tokens in the cache before the clock starts.")
+@option("--batch-size", type=Sizes(1), default="1", help="Sequences at once; tokens/s are summed over them.")
+@option("-r", "--repetitions", type=click.IntRange(1, 1000), default=7, metavar="N", help="Samples per test.")
+@option("--warmup", type=click.IntRange(0, 100), default=1, metavar="N", help="Samples that are thrown away first.")
+@option("--dtype", type=Dtypes(), default="auto", help="Precision of weights and activations.")
+@option("-t", "--threads", type=Sizes(1), help="CPU threads. [default: torch's]")
+@option("--device", type=Device(), default="auto", help="Where to compute.")
+@option("--require-kernels", is_flag=True, help="Exit 6 where an op would run without its kernel.")
+@option("--offline", is_flag=True, help="Never use the network; also HF_HUB_OFFLINE=1.")
+@output_options(*FORMATS)
+@verbosity_options
+@click.pass_context
+def command(ctx: click.Context, /, format: str, output: str | None, **flags: Any) -> None:
+    """Measure how fast a model reads prompts (prefill) and writes tokens (decode).
+
+    Sizes, depths, batch sizes, threads and precisions take lists: 128, 1,8,64, 0-1024+256, 1-512*2. The tests take
+    turns, so that slow spells meet all of them. Reports the median, its 95 % interval (six repetitions or more), and
+    the percentage of what this machine's memory and matrix units allow, measured in the same run.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if flags["random"] and flags["model"]:
+        raise InputError("expected --model or --random, got both")
+    with open_output(output) as writer:
+        document = measure(**flags)
+        emit(writer, format, "bench", document)
+    if document["interrupted"]:
+        ctx.exit(130)
+
+
+command.add_command(kernels)
+
+
+def measure(
+    *,
+    model: str | None,
+    random: str | None,
+    dtype: list[str],
+    device: str,
+    offline: bool,
+    require_kernels: bool,
+    repetitions: int,
+    warmup: int,
+    **sizes: Any,
+) -> dict[str, Any]:
+    """The document with every finished test; after Ctrl-C, with the samples taken so far."""
+    import torch
+
+    from llmcli.benchmarking.ceilings import Ceilings
+    from llmcli.benchmarking.environment import environment, kernels_in_use
+    from llmcli.benchmarking.model_speed import ModelBenchmark
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    warn_of_load()
+    ceilings, facts, served = Ceilings(device), environment(), kernels_in_use(device.partition(":")[0])
+    results: list[dict[str, Any]] = []
+    interrupted = False
+    for name in dtype:
+        loaded, label = load(ModelChoice(device, name, None, require_kernels, model, offline), random)
+        benchmark = ModelBenchmark(loaded, plan_tests(loaded.config.n_positions, **sizes))
+        try:
+            benchmark.measure_ceilings(ceilings)
+            total = len(benchmark.tests) * (warmup + repetitions)
+            with Progress("bench", total=total, unit="samples") as progress:
+                for done in benchmark.run(repetitions, warmup=warmup):
+                    progress(done)
+            ceilings.measure_again()
+        except KeyboardInterrupt:
+            interrupted = True
+        for result in benchmark.results(ceilings):
+            where = {"kernels": served, "environment": facts | {"threads": result.test.n_threads}}
+            results.append({"model": label} | result.to_json() | where)
+            complain(result.test.name, result.warnings)
+        if interrupted:
+            break
+    return {
+        "interrupted": interrupted,
+        "environment": facts,
+        "kernels": served,
+        "ceilings": ceilings.to_json(),
+        "results": results,
+    }
+
+
+def load(choice: ModelChoice, random: str | None) -> tuple[Any, str]:
+    """The model and its name."""
+    if random is None:
+        with Progress("loading", unit="B") as progress:
+            loaded = choice.load(progress)
+        return loaded.model, loaded.name
+    import torch
+
+    from llmcli.benchmarking.random_model import random_model
+
+    choice.prepare()
+    dtype = torch.float32 if choice.dtype == "auto" else getattr(torch, choice.dtype)
+    return random_model(random, dtype=dtype, device=choice.device), f"random {random}"
+
+
+def plan_tests(
+    context: int,
+    *,
+    prompt_tokens: list[int] | None,
+    gen_tokens: list[int] | None,
+    depth: list[int],
+    batch_size: list[int],
+    threads: list[int] | None,
+) -> list[SpeedTest]:
+    """The tests; the default sizes shrink to what the context leaves beside the deepest depth."""
+    import torch
+
+    from llmcli.benchmarking.model_speed import speed_tests
+
+    room = max(1, context - max(1, *depth))
+    prompts = [min(DEFAULT_PROMPT, room)] if prompt_tokens is None else prompt_tokens
+    generations = [min(DEFAULT_GEN, room)] if gen_tokens is None else gen_tokens
+    return speed_tests(prompts, generations, depth, batch_size, threads or [torch.get_num_threads()], context=context)

@@ -1,0 +1,100 @@
+"""What `bench` and `bench kernels` share: lists of sizes and precisions, formats of the output, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from llmcli.commands.terminal import Writer, note, table, to_json
+from llmcli.errors import InputError
+
+FORMATS = ("text", "json", "jsonl", "csv", "md", "github-benchmark")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Sizes(click.ParamType[list[int]]):
+    """A list of sizes: `a,b`, `a-b`, `a-b+s`, `a-b*m`."""
+
+    name = "sizes"
+
+    def __init__(self, minimum: int = 0) -> None:
+        self.minimum = minimum
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """The sizes in order, without repeats."""
+        if isinstance(value, list):
+            return value
+        from llmcli.benchmarking.sizes import parse_sizes
+
+        try:
+            return parse_sizes(str(value), minimum=self.minimum)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help."""
+        return "LIST"
+
+
+class Dtypes(click.ParamType[list[str]]):
+    """A list of precisions."""
+
+    name = "dtypes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """The names in order, without repeats."""
+        names = value if isinstance(value, list) else [name.strip() for name in str(value).split(",")]
+        for name in names:
+            if name not in ("auto", *DTYPES):
+                self.fail(f"expected a list of auto, {', '.join(DTYPES)}, got {name!r}", param, ctx)
+        return list(dict.fromkeys(names))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help."""
+        return "LIST"
+
+
+def emit(writer: Writer, format: str, kind: str, document: dict[str, Any]) -> None:
+    """Write {interrupted, environment, kernels, ceilings, results} in the format that was asked for."""
+    from llmcli.benchmarking import tables
+
+    results: list[dict[str, Any]] = document["results"]
+    shared = {"kernels": document["kernels"], "environment": document["environment"]}
+    lines = [{"schema": f"llmcli/{kind}/1"} | shared | result for result in results]
+    columns, row = (
+        (tables.SPEED_COLUMNS, tables.speed_row) if kind == "bench" else (tables.KERNEL_COLUMNS, tables.kernel_row)
+    )
+    rows = [row(result) for result in results]
+    if format == "json":
+        writer.write(to_json({"schema": f"llmcli/{kind}/1"} | document))
+    elif format == "jsonl":
+        writer.write("".join(to_json(line, indent=None) for line in lines))
+    elif format == "csv":
+        writer.write(tables.to_csv(lines))
+    elif format == "md":
+        writer.write(tables.markdown(columns, rows))
+    elif format == "github-benchmark":
+        writer.write(tables.github_benchmark(results))
+    else:
+        numbers = [index for index, name in enumerate(columns) if name in tables.NUMBERS]
+        writer.write(table(columns, rows, right=numbers))
+        writer.write("\n" + tables.describe(document["environment"], document["ceilings"]))
+
+
+def complain(name: str, warnings: Sequence[str]) -> None:
+    """Doubtful figures, on stderr."""
+    for warning in warnings:
+        note(f"warning: {name}: {warning}")
+
+
+def warn_of_load() -> None:
+    """Another program's work is in every figure."""
+    from llmcli.benchmarking.environment import available_cores, load_average
+
+    load = load_average()
+    if load and load[0] > 0.5 * available_cores():
+        note(
+            f"warning: the load average is {load[0]:.1f} on {available_cores()} cores: other work disturbs the figures"
+        )
