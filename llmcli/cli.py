@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "generate": ("llmcli.commands.generate", "Continue a prompt, or a JSONL file of prompts."),
     "perplexity": ("llmcli.commands.perplexity", "Measure how well a model predicts text."),
     "train": ("llmcli.commands.train", "Train a model from scratch on text."),
+    "bench": ("llmcli.commands.bench", "Measure prefill, decode and single operators."),
     "tokenize": ("llmcli.commands.tokenize", "Turn text into token ids, pieces or a count."),
     "detokenize": ("llmcli.commands.detokenize", "Turn token ids back into text."),
     "models": ("llmcli.commands.models", "List the models that can be named and whether they are here."),

@@ -49,7 +49,7 @@ def read_bytes(working_set: int) -> int:
     """
     if working_set >= stream_bytes():
         return stream_bytes()
-    return max(SMALLEST_READ, 1 << (working_set.bit_length() - 1))
+    return max(SMALLEST_READ, 1 << max(0, working_set.bit_length() - 1))
 
 
 def read_patterns(nbytes: int, device: torch.device) -> tuple[dict[str, Work], float]:
@@ -146,16 +146,15 @@ class Ceilings:
 
     def _measure(self, key: tuple[str, int, int]) -> None:
         kind, nbytes, _ = key
-        with torch.inference_mode():
-            if kind == "read":
-                patterns, amount = read_patterns(nbytes, self.device)
-            elif kind == "copy":
-                patterns, amount = copy_patterns(self.device)
-            else:
-                dtype = getattr(torch, kind)
-                patterns, amount = matrix_patterns(matrix_size(dtype, self.device, self.clock), dtype, self.device)
-            patterns = {name: synchronized(work, self.device) for name, work in patterns.items()}
-            value, pattern = best_rate(patterns, amount, rounds=self.rounds, clock=self.clock)
+        if kind == "read":
+            patterns, amount = read_patterns(nbytes, self.device)
+        elif kind == "copy":
+            patterns, amount = copy_patterns(self.device)
+        else:
+            dtype = getattr(torch, kind)
+            patterns, amount = matrix_patterns(matrix_size(dtype, self.device, self.clock), dtype, self.device)
+        patterns = {name: synchronized(work, self.device) for name, work in patterns.items()}
+        value, pattern = best_rate(patterns, amount, rounds=self.rounds, clock=self.clock)
         found = [Ceiling(value, pattern, patterns[pattern], amount)]
         if key in self.best:
             found.append(self.best[key])

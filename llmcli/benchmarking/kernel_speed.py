@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcli.benchmarking.ceilings import Ceilings
-from llmcli.benchmarking.kernel_cases import Case, Contestants
+from llmcli.benchmarking.kernel_cases import Case
 from llmcli.benchmarking.statistics import Estimate, disturbances, estimate, estimate_ratio, verdict
 from llmcli.benchmarking.timing import Clock, Interleaved, Work
 from llmcli.errors import GateFailed
@@ -81,26 +81,26 @@ def measure_kernel(
     clock: Clock = time.perf_counter_ns,
 ) -> KernelResult:
     """Measure one row. Raises GateFailed when the two results differ by more than rounding explains."""
+    ceiling = None if case.ceiling == "copy" else ceilings.ceiling(kind_of_ceiling(case))
     with torch.inference_mode(not case.gradients):
         contestants = case.build()
         check_agreement(case, contestants.ours(), contestants.torch())
-        ceiling, amount = ceiling_work(case, ceilings, contestants)
-        run = Interleaved(
-            {"llmcli": contestants.ours, "torch": contestants.torch, "ceiling": ceiling},
-            minimum_ns=minimum_ns,
-            clock=clock,
-        )
+        work: dict[str, Work] = {"llmcli": contestants.ours, "torch": contestants.torch}
+        if ceiling is not None:
+            work["ceiling"], amount = ceiling.work, ceiling.amount
+        elif contestants.copy is not None:
+            work["ceiling"], amount = contestants.copy, contestants.copy_bytes
+        else:
+            raise ValueError(f"{case.name} has a copy ceiling and no copy")
+        run = Interleaved(work, minimum_ns=minimum_ns, clock=clock)
         for _ in run.rounds(rounds, warmup=warmup):
             pass
     return summarize(case, run.samples, ceiling_amount=amount)
 
 
-def ceiling_work(case: Case, ceilings: Ceilings, contestants: Contestants) -> tuple[Work, float]:
-    """What to run as the ceiling beside the operator, and the bytes or operations of one call."""
-    if contestants.copy is not None:
-        return contestants.copy, contestants.copy_bytes
-    ceiling = ceilings.ceiling(case.dtype_name if case.ceiling == "matrix" else case.ceiling)
-    return ceiling.work, ceiling.amount
+def kind_of_ceiling(case: Case) -> str:
+    """The name of the case's ceiling in `Ceilings`."""
+    return case.dtype_name if case.ceiling == "matrix" else case.ceiling
 
 
 def check_agreement(case: Case, ours: object, theirs: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -106,6 +107,7 @@ def measure(
     warn_of_load()
     ceilings, facts, served = Ceilings(device), environment(), kernels_in_use(device.partition(":")[0])
     results: list[dict[str, Any]] = []
+    warnings: list[tuple[str, Sequence[str]]] = []
     interrupted = False
     for name in dtype:
         loaded, label = load(ModelChoice(device, name, None, require_kernels, model, offline), random)
@@ -122,9 +124,10 @@ def measure(
         for result in benchmark.results(ceilings):
             where = {"kernels": served, "environment": facts | {"threads": result.test.n_threads}}
             results.append({"model": label} | result.to_json() | where)
-            complain(result.test.name, result.warnings)
+            warnings.append((f"{result.test.name} {result.dtype}", result.warnings))
         if interrupted:
             break
+    complain(warnings)
     return {
         "interrupted": interrupted,
         "environment": facts,
@@ -137,8 +140,7 @@ def measure(
 def load(choice: ModelChoice, random: str | None) -> tuple[Any, str]:
     """The model and its name."""
     if random is None:
-        with Progress("loading", unit="B") as progress:
-            loaded = choice.load(progress)
+        loaded = choice.load()
         return loaded.model, loaded.name
     import torch
 

@@ -85,23 +85,23 @@ def measure(
     from llmcli.benchmarking.ceilings import Ceilings
     from llmcli.benchmarking.environment import kernels_in_use
     from llmcli.benchmarking.kernel_cases import kernel_cases
-    from llmcli.benchmarking.kernel_speed import measure_kernel
+    from llmcli.benchmarking.kernel_speed import KernelResult, measure_kernel
 
-    ceilings, results, interrupted = Ceilings(), [], False
+    ceilings, interrupted = Ceilings(), False
+    results: list[KernelResult] = []
     cases = kernel_cases(operators, [getattr(torch, name) for name in dtypes], divide=shrink)
     try:
         with Progress("bench kernels", total=len(cases), unit="operators") as progress:
             for case in cases:
-                result = measure_kernel(case, ceilings, rounds=repetitions, warmup=warmup)
-                results.append(result.to_json())
-                complain(case.name, result.warnings)
+                results.append(measure_kernel(case, ceilings, rounds=repetitions, warmup=warmup))
                 progress(len(results))
     except KeyboardInterrupt:
         interrupted = True
+    complain([(result.case.name, result.warnings) for result in results])
     return {
         "interrupted": interrupted,
         "environment": facts,
         "kernels": kernels_in_use("cpu"),
         "ceilings": ceilings.to_json(),
-        "results": results,
+        "results": [result.to_json() for result in results],
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llmcli.commands.terminal import Writer, note, table, to_json
+from llmcli.commands.terminal import Writer, is_verbose, note, table, to_json
 from llmcli.errors import InputError
 
 FORMATS = ("text", "json", "jsonl", "csv", "md", "github-benchmark")
@@ -83,10 +83,15 @@ def emit(writer: Writer, format: str, kind: str, document: dict[str, Any]) -> No
         writer.write("\n" + tables.describe(document["environment"], document["ceilings"]))
 
 
-def complain(name: str, warnings: Sequence[str]) -> None:
-    """Doubtful figures, on stderr."""
-    for warning in warnings:
-        note(f"warning: {name}: {warning}")
+def complain(results: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Doubtful figures, on stderr: how many of the (name, warnings), each of them with -v."""
+    doubtful = [(name, warnings) for name, warnings in results if warnings]
+    for name, warnings in doubtful if is_verbose() else []:
+        for warning in warnings:
+            note(f"warning: {name}: {warning}")
+    if doubtful and not is_verbose():
+        name, warnings = doubtful[0]
+        note(f"warning: {len(doubtful)} of {len(results)} are doubtful, such as {name}: {warnings[0]} (-v shows all)")
 
 
 def warn_of_load() -> None:

@@ -279,6 +279,22 @@ class GPT2(nn.Module):
             pieces.append(softmax(logits, log=True).gather(-1, targets)[..., 0])
         return torch.cat(pieces, 1) if pieces else x.new_zeros(ids.shape[0], 0, dtype=torch.float32)
 
+    def flops(self, n: int, past: int) -> int:
+        """Floating-point operations of reading n tokens of one row after `past` others; logits of the last only.
+
+        A weight costs 2 per token, a query 4 * C per layer for each key it sees.
+        """
+        matrices = sum(p.numel() for name, p in self.h.named_parameters() if p.dim() == 2)
+        keys = n * past + n * (n + 1) // 2
+        c = self.config
+        return 2 * n * matrices + 4 * c.n_embd * c.n_layer * keys + 2 * c.n_embd * c.vocab_size
+
+    def bytes_read(self, past: int, batch: int) -> int:
+        """Bytes that one step must read: every weight that is multiplied by, and each row's keys and values."""
+        looked_up = ["wpe.weight"] if self.config.tie_word_embeddings else ["wpe.weight", "wte.weight"]
+        weights = sum(p.nbytes for name, p in self.named_parameters() if name not in looked_up)
+        return weights + 2 * batch * past * self.config.n_layer * self.config.n_embd * self.wte.weight.element_size()
+
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names and layouts of Hugging Face's GPT2LMHeadModel or GPT2Model → this module's, without copying."""
         renamed = {}

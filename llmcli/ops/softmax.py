@@ -27,7 +27,7 @@ def softmax(
         return _softmax(x, mask, scale, log)  # type: ignore[no-any-return]
     if out.shape != x.shape or out.dtype != x.dtype:
         raise ValueError(f"softmax: expected out {tuple(x.shape)} {x.dtype}, got {tuple(out.shape)} {out.dtype}")
-    _softmax_out(x, mask, scale, log, out)
+    _softmax_out(x, mask, scale, log, out=out)
     return out
 
 
