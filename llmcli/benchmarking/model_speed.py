@@ -197,6 +197,6 @@ class SpeedResult:
             "ci_low_ts": None if self.speed.low is None else round(self.speed.low, 3),
             "ci_high_ts": None if self.speed.high is None else round(self.speed.high, 3),
             "samples_ns": list(self.samples_ns),
-            "roofline_pct": round(self.roofline_pct, 2),
+            "roofline_pct": round(self.roofline_pct, 6),
             "warnings": list(self.warnings),
         }
