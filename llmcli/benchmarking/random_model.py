@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from llmcli.errors import ModelError
+from llmcli.loading import choose_device
 from llmcli.models import model_class
+from llmcli.ops import registry
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
@@ -36,9 +38,15 @@ def shape_config(shape: str) -> dict[str, Any]:
 
 
 def random_model(shape: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
-    """A model of that shape in eval mode, initialised as for training."""
+    """A model of that shape in eval mode, initialised as for training and packed as `loading.load` packs.
+
+    Raises ResourceError for a device that is not there.
+    """
     config = shape_config(shape)
+    where = choose_device(device)
     architecture = model_class(config.get("model_type", "gpt2"))
     model = architecture(architecture.Config.from_dict(config))
-    model.initialize(torch.Generator().manual_seed(seed))
-    return model.to(device, dtype).eval()
+    model = model.initialize(torch.Generator().manual_seed(seed)).to(where, dtype)
+    if where.type == "cpu" and registry.kernels is not None:
+        model.pack()
+    return model.eval()

@@ -131,6 +131,7 @@ def test_refused(bench: Callable[..., Any], arguments: str, code: int, words: st
 def test_unknown_shapes_and_models(bench: Callable[..., Any]) -> None:
     assert bench("--random chair", model=False).exit_code == 5
     assert bench("-m ./chair", model=False).exit_code == 5
+    assert bench("--random gpt2 --device cuda:99", model=False).exit_code == 6
 
 
 def test_kernels_json_and_table(bench: Callable[..., Any], tmp_path: Path) -> None:
