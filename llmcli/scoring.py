@@ -26,9 +26,9 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 class Scores(Protocol):
-    """A model that scores: ids (B, T) -> (B, T-1) float32, log p(ids[t + 1] | ids[..t])."""
+    """A model that scores: ids (B, T) -> (B, T-first) float32, log p(ids[t] | ids[..t-1]) for t >= first >= 1."""
 
-    def logprobs(self, ids: Tensor) -> Tensor: ...
+    def logprobs(self, ids: Tensor, first: int = 1) -> Tensor: ...
 
 
 class Encodes(Protocol):
@@ -143,16 +143,18 @@ def logprobs(
 ) -> Iterator[Floats]:
     """Yield log p of tokens 1, 2, … of ids (N,) given what the protocol shows, as float32 arrays in order.
 
-    Windows of equal length share a batch of at most `batch_size`; memory holds one batch at a time.
+    Windows of one shape share a batch of at most `batch_size`; memory holds one batch at a time.
     """
-    for length, group in groupby(protocol.windows(len(ids)), key=lambda window: window.stop - window.start):
+
+    def shape(window: Window) -> tuple[int, int]:
+        return window.stop - window.start, window.first - window.start
+
+    for (length, first), group in groupby(protocol.windows(len(ids)), key=shape):
         while batch := list(islice(group, batch_size)):
             rows = torch.stack([ids[window.start : window.start + length] for window in batch])
             with torch.inference_mode():
-                scores = model.logprobs(rows.to(device, torch.int64)).float().cpu()
-            yield torch.cat(
-                [row[window.first - window.start - 1 :] for row, window in zip(scores, batch, strict=True)]
-            ).numpy()
+                scores = model.logprobs(rows.to(device, torch.int64), first)
+            yield scores.float().cpu().flatten().numpy()
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ class Counting:
         self.vocab_size = vocab_size
         self.shapes: list[tuple[int, int]] = []
 
-    def logprobs(self, ids: torch.Tensor) -> torch.Tensor:
+    def logprobs(self, ids: torch.Tensor, first: int = 1) -> torch.Tensor:
         self.shapes.append((ids.shape[0], ids.shape[1]))
-        return torch.tensor([[self.one(row[:t], row[t]) for t in range(1, len(row))] for row in ids.tolist()])
+        return torch.tensor([[self.one(row[:t], row[t]) for t in range(first, len(row))] for row in ids.tolist()])
 
     def one(self, context: list[int], token: int) -> float:
         digest = hashlib.sha256(str(context).encode()).digest()

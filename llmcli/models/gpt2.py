@@ -269,13 +269,16 @@ class GPT2(nn.Module):
             x, update = self._blocks(ids[:, begin : begin + CHUNK], state)
         return self._head(x[:, -1], update[:, -1])
 
-    def logprobs(self, ids: Tensor) -> Tensor:
-        """log p(ids[t+1] | ids[..t]): ids (B,T) → (B,T-1) float32. Holds the logits of CHUNK positions at a time."""
-        x, update = self._blocks(ids[:, :-1], None)
+    def logprobs(self, ids: Tensor, first: int = 1) -> Tensor:
+        """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32.
+
+        Holds the logits of CHUNK positions at a time.
+        """
+        x, update = (part[:, first - 1 :] for part in self._blocks(ids[:, :-1], None))
         pieces = []
         for begin in range(0, x.shape[1], CHUNK):
             logits = self._head(x[:, begin : begin + CHUNK], update[:, begin : begin + CHUNK]).float()
-            targets = ids[:, 1 + begin : 1 + begin + CHUNK, None]
+            targets = ids[:, first + begin : first + begin + CHUNK, None]
             pieces.append(softmax(logits, log=True).gather(-1, targets)[..., 0])
         return torch.cat(pieces, 1) if pieces else x.new_zeros(ids.shape[0], 0, dtype=torch.float32)
 
