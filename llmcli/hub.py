@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ ALIASES = {
     "distilgpt2": "distilbert/distilgpt2",
 }
 FETCHED = ["config.json", "*.safetensors", "*.safetensors.index.json", "*tokenizer*.json", "vocab.json", "merges.txt"]
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # user/name
 SUFFIXES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".gguf")
 
 
@@ -34,34 +37,43 @@ def find(spec: str | os.PathLike[str], *, offline: bool = False) -> Path:
     name = str(spec)
     if name == "default":
         return DEFAULT
-    if name not in ALIASES and (name.startswith((".", "~", os.sep)) or name.count("/") != 1 or path.suffix in SUFFIXES):
+    repository, _, revision = ALIASES.get(name, name).partition("@")
+    if not REPOSITORY.fullmatch(repository) or path.suffix in SUFFIXES:
         raise ModelError(
             f"{name}: no such file or directory, and neither user/name nor one of: {', '.join(['default', *ALIASES])}"
         )
-    return _fetch(ALIASES.get(name, name), offline)
+    cached = cached_snapshot(repository, revision)
+    if cached is not None and status(cached) == "ready":
+        return cached
+    if name not in ALIASES and path.parent.is_dir():
+        raise ModelError(f"{name}: no such file or directory, though {path.parent} is here: a misspelt path?")
+    return _fetch(repository, revision, offline)
 
 
-def _fetch(name: str, offline: bool) -> Path:
-    """The snapshot of user/name[@revision] in the hub's cache, downloaded when it is not there."""
-    # Imported here: it costs as much as half of the start-up budget, and most runs have no need for it.
+def _fetch(repository: str, revision: str, offline: bool) -> Path:
+    """Download what a model needs of user/name at a revision ("" is the main branch), or say why it cannot be."""
+    # Imported here: this takes as long as half of torch, and a model that is in the cache does without.
     import huggingface_hub
     from huggingface_hub import constants
 
-    repository, _, revision = name.partition("@")
+    name = f"{repository}@{revision}" if revision else repository
+    wanted = " ".join(f"--include '{pattern}'" for pattern in FETCHED)
+    command = f"hf download {repository} {f'--revision {revision} ' if revision else ''}{wanted}"
+    if offline or constants.HF_HUB_OFFLINE:
+        raise ModelError(f"{name} is not in the cache {cache()}, and this run is offline; to fetch it: {command}")
     try:
-        where = huggingface_hub.snapshot_download(
-            repository,
-            revision=revision or None,
-            allow_patterns=FETCHED,
-            local_files_only=offline or constants.HF_HUB_OFFLINE,
-        )
-    except Exception as error:  # the library raises its own, httpx's and OSError
-        command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+        snapshot = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=FETCHED)
+    except Exception as error:  # the library raises its own errors, its HTTP library's and OSError
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = str(error).strip().split("\n")[0]
         raise ModelError(
-            f"{name}: not in the cache {constants.HF_HUB_CACHE} and not fetched ({type(error).__name__}); "
-            f"to fetch it: {command} {' '.join(f'--include {pattern!r}' for pattern in FETCHED)}"
+            f"{name} is not in the cache {cache()} and could not be fetched ({type(error).__name__}: {reason}); "
+            f"to try by hand: {command}"
         ) from error
-    return Path(where)
+    if (problem := status(Path(snapshot))) != "ready":
+        raise ModelError(f"{name} cannot be used: {problem}; llmcli reads config.json, *.safetensors and a tokenizer")
+    return Path(snapshot)
 
 
 @dataclass(frozen=True)
@@ -105,18 +117,24 @@ def cached_names() -> list[str]:
     return [folder.removeprefix("models--").replace("--", "/") for folder in folders]
 
 
-def cached_snapshot(name: str) -> Path | None:
-    """The cached files of user/name: those of its main branch, else of its newest revision; None without any."""
+def cached_snapshot(name: str, revision: str = "") -> Path | None:
+    """The cached files of user/name at a branch, tag or full commit; None when they are not there.
+
+    Without a revision: those of its main branch, else of the newest one in the cache.
+    """
     folder = cache() / ("models--" + name.replace("/", "--"))
     try:
         revisions = sorted((folder / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime)
     except OSError:
         return None
     try:
-        main = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+        commit = (folder / "refs" / (revision or "main")).read_text().strip()
     except (OSError, ValueError):
-        main = folder
-    return main if main in revisions else revisions[-1] if revisions else None
+        commit = revision
+    chosen = folder / "snapshots" / commit
+    if chosen in revisions:
+        return chosen
+    return revisions[-1] if revisions and not revision else None
 
 
 def status(path: Path) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -87,6 +92,75 @@ def test_mistyped_paths_never_reach_the_hub(name: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("looked up on the hub"))
     with pytest.raises(ModelError, match="no such file or directory"):
         hub.find(name)
+
+
+def test_a_directory_that_is_here_makes_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("looked up on the hub"))
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ModelError, match=r"models/tinny: no such file or directory, though models is here"):
+        hub.find("models/tinny")
+
+
+def test_revisions(cache: Path, tiny_gpt2: Path) -> None:
+    main = put(cache, "a/b", tiny_gpt2, revision="aaa")
+    other = put(cache, "a/b", tiny_gpt2, revision="bbb")
+    refs = cache / "models--a--b" / "refs"
+    (refs / "main").write_text("aaa")
+    (refs / "pr").mkdir()
+    (refs / "pr" / "1").write_text("bbb")
+    assert hub.find("a/b") == hub.find("a/b@main") == hub.find("a/b@aaa") == main
+    assert hub.find("a/b@bbb") == hub.find("a/b@pr/1") == other
+    with pytest.raises(ModelError, match=r"a/b@v9 is not in the cache .* hf download a/b --revision v9 --include"):
+        hub.find("a/b@v9")
+
+
+def test_a_cached_model_needs_neither_network_nor_the_library(cache: Path, tiny_gpt2: Path) -> None:
+    """Though this run is online: what is cached is used as it is."""
+    path = put(cache, "a/b", tiny_gpt2)
+    script = "import sys; from llmcli import hub; print(hub.find('a/b'), 'huggingface_hub.hf_api' in sys.modules)"
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(path), "False"]
+
+
+def test_download(cache: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = {}
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.update(repository=repository, revision=revision, patterns=allow_patterns)
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    shutil.copytree(tiny_gpt2, tmp_path / "fetched")
+    assert hub.find("gpt2") == tmp_path / "fetched"
+    assert asked == {"repository": "openai-community/gpt2", "revision": None, "patterns": hub.FETCHED}
+    hub.find("a/b@v1")
+    assert asked["revision"] == "v1"
+    (tmp_path / "fetched" / "model.safetensors").unlink()  # a repository of pickles: none of them is fetched
+    with pytest.raises(ModelError, match="a/b cannot be used: weights are missing"):
+        hub.find("a/b")
+
+
+def test_download_that_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def fail(error: Exception) -> None:
+        def download(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    fail(ConnectionError("no route\nsecond line"))
+    with pytest.raises(
+        ModelError, match=r"a/b is not in the cache .*\(ConnectionError: no route\)"
+    ):
+        hub.find("a/b")
+    fail(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        hub.find("a/b")
 
 
 def test_offline_miss_says_how_to_fetch(cache: Path) -> None:
