@@ -20,3 +20,34 @@ def softmax(x: Tensor, scale: float = 1.0, mask: Tensor | None = None, log: bool
     if log:
         return torch.where(hidden, -torch.inf, s - top - torch.log(total))
     return torch.where(hidden, 0.0, e / total)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    k_lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention, one row of one head at a time, over the keys that it sees → out (B,T,H,D), lse (B,H,T)."""
+    B, T, H, D = q.shape
+    S, G = k.shape[1:3]
+    scale = D**-0.5 if scale is None else scale
+    add = torch.zeros(B, H, T, S).double() if bias is None else bias.double().expand(B, H, T, S)
+    q, k, v = q.double(), k.double(), v.double()
+    rows, lses = [], []
+    for b in range(B):
+        length = S if k_lengths is None else int(k_lengths[b])
+        for t in range(T):
+            n = max(0, min(length, length - T + t + 1)) if causal else length
+            for h in range(H):
+                g = h // (H // G)
+                s = (k[b, :n, g] @ q[b, t, h]) * scale + add[b, h, t, :n]
+                rows.append(softmax(s) @ v[b, :n, g])
+                lses.append(torch.logsumexp(s, 0))
+    out = torch.stack(rows).view(B, T, H, D) if rows else q.new_zeros(B, T, H, D)
+    lse = torch.stack(lses).view(B, T, H).transpose(1, 2) if lses else q.new_zeros(B, H, T)
+    return out, lse

@@ -2,5 +2,7 @@
 #pragma once
 #include "linear.h"
 #include "softmax.h"
+#include "tile.h"
+#include "attention.h"
 
 #include "table.h"

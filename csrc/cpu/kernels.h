@@ -44,12 +44,46 @@ struct LinearPackArgs {
   DType dtype;
 };
 
+// Attention: q (B,T,H,D), k and v (B,S,G,D) by strides, last dimension contiguous; out (B,T,H,D) and lse
+// (B,H,T) contiguous. See attention.h for passes and items.
+struct AttentionArgs {
+  const void *q, *k, *v;
+  const void* bias;          // null, or additive, (B,H,T,S) by strides of any value
+  const int64_t* k_lengths;  // null, or (B,), each in [0, S]
+  void* out;
+  float* lse;      // log of the sum of exponentials, -inf where a row sees nothing
+  float* partial;  // split and merge passes: attention_partial() floats per item of the split pass
+  int64_t B, T, S, H, G, D;
+  int64_t q_b, q_t, q_h, k_b, k_s, k_g, v_b, v_s, v_g;
+  int64_t bias_b, bias_h, bias_t, bias_s;
+  float scale;
+  bool causal;
+  DType dtype, bias_dtype;
+};
+enum class AttentionPass { whole, split, merge };
+constexpr int64_t kAttentionBlock = 128;  // keys; part of the arithmetic, see attention.h
+constexpr int64_t kAttentionRows = 96;    // rows of a tile; a multiple of every ISA's register tile
+inline int64_t attention_tiles(const AttentionArgs& a) {  // of one key/value head
+  return (a.T * (a.H / a.G) + kAttentionRows - 1) / kAttentionRows;
+}
+inline int64_t attention_blocks(const AttentionArgs& a) {
+  return (a.S + kAttentionBlock - 1) / kAttentionBlock;
+}
+// Floats of one partial result; D is rounded up to 16 lanes, the most of any ISA.
+inline int64_t attention_partial(const AttentionArgs& a) {
+  const int64_t rows = a.T * (a.H / a.G) < kAttentionRows ? a.T * (a.H / a.G) : kAttentionRows;
+  return 2 * kAttentionRows + rows * ((a.D + 15) / 16 * 16);
+}
+
 struct Kernels {
   const char* isa;
   int lanes;  // floats in one vector
   void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end);
   void (*linear)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_pack)(const LinearPackArgs& args, int64_t begin, int64_t end);
+
+  void (*attention)(const AttentionArgs& args, AttentionPass pass, int64_t begin, int64_t end, void* scratch);
+  int64_t (*attention_scratch)(const AttentionArgs& args);  // bytes, 64-byte aligned, one per thread
 };
 
 // One table per instruction set that this binary holds and this CPU runs, best first.

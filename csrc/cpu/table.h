@@ -13,6 +13,9 @@ const Kernels table = {
     .softmax = softmax,
     .linear = linear,
     .linear_pack = linear_pack,
+
+    .attention = attention,
+    .attention_scratch = attention_scratch,
 };
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

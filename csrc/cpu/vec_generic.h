@@ -72,6 +72,18 @@ LLMCLI_INLINE F exp2i(F n) {
                static_cast<int32_t>(n[3])};
   return (F)((k + 127) << 23);
 }
+// x * 2^n for integral n, where neither x nor the result is subnormal.
+LLMCLI_INLINE F ldexp(F x, F n) {
+  const I k = {static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]), static_cast<int32_t>(n[2]),
+               static_cast<int32_t>(n[3])};
+  return (F)((I)x + (k << 23));
+}
+// r[i][j] becomes r[j][i].
+LLMCLI_INLINE void transpose(F (&r)[N]) {
+  const F a = {r[0][0], r[1][0], r[2][0], r[3][0]}, b = {r[0][1], r[1][1], r[2][1], r[3][1]};
+  const F c = {r[0][2], r[1][2], r[2][2], r[3][2]}, d = {r[0][3], r[1][3], r[2][3], r[3][3]};
+  r[0] = a, r[1] = b, r[2] = c, r[3] = d;
+}
 LLMCLI_INLINE F round(F x) {  // to nearest even, |x| < 2^22
   const F magic = set(12582912.0f);
   return (x + magic) - magic;

@@ -25,4 +25,21 @@ LLMCLI_INLINE F exp(F x) {
   return select(less(high, x), set(INFINITY), p);
 }
 
+// 2^x for x <= 127, within 2 ULP. Results below the smallest normal number are 0, NaN stays NaN.
+// Minimax polynomial of 2^f, |f| <= 1/2, relative error 2e-9 before rounding.
+LLMCLI_INLINE F exp2(F x) {
+  const F low = set(-126.0f);
+  const F y = max(low, x);
+  const F n = round(y);
+  const F f = sub(y, n);
+  F p = set(1.535336201e-4f);
+  p = fma(p, f, set(1.339887445e-3f));
+  p = fma(p, f, set(9.618437358e-3f));
+  p = fma(p, f, set(5.550332471e-2f));
+  p = fma(p, f, set(2.402264791e-1f));
+  p = fma(p, f, set(6.931472029e-1f));
+  p = fma(p, f, set(1.0f));
+  return select(less(x, low), zero(), ldexp(p, n));
+}
+
 }  // namespace llmcli::cpu::LLMCLI_ISA

@@ -6,6 +6,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdlib>
+
 #include "../cpu/kernels.h"
 
 namespace llmcli {
@@ -38,6 +40,24 @@ void parallel(int64_t items, double cost, const F& f) {
   } else {
     torch::stable::parallel_for(0, items, grain, f);
   }
+}
+
+// Working memory of the calling thread, 64-byte aligned, kept between calls; its content is undefined.
+inline void* scratch(int64_t bytes) {
+  struct Buffer {
+    void* data = nullptr;
+    int64_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  thread_local Buffer buffer;
+  if (bytes > buffer.size) {
+    std::free(buffer.data);
+    buffer.size = 0;
+    buffer.data = std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+    STD_TORCH_CHECK(buffer.data != nullptr, "out of memory: ", bytes, " bytes of scratch");
+    buffer.size = bytes;
+  }
+  return buffer.data;
 }
 
 }  // namespace llmcli

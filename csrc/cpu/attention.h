@@ -1,0 +1,151 @@
+// Softmax attention, forward: out = softmax(scale * q k^T + bias) v, tiled, no T x S matrix in memory.
+//
+// The arithmetic of one query row, which is all that its result depends on:
+//   The keys that it sees, [0, n), are cut into blocks of kAttentionBlock, aligned to key 0. Each block gives
+//   a partial result of its own: scores (one FMA chain over D per key), their maximum m, weights
+//   p = 2^(s - m) in units of log2, their sum l (lane i % N, ascending, then reduce_add), and o, the sum of
+//   p v (one FMA chain over the keys). Partials are merged in ascending order of blocks, in float32.
+// A block without visible keys, and a hidden key in a block (p = 0), leave every bit as it was; so tiles,
+// chunks of queries, batches, threads and splits of the keys over threads cannot be told from the result.
+//
+// Work: a tile of kAttentionRows rows walks over the blocks; K and V are packed once per block and tile, all
+// else stays in cache. Few rows and many keys (decoding): an item is one block, and a second pass merges.
+// Traffic: K and V once per tile, so from memory once per group when decoding; q and out once.
+#pragma once
+#include "attention_tile.h"
+
+namespace llmcli::cpu::LLMCLI_ISA {
+
+// What a block contributes: the factors of the running result and of the block's, and the new maximum.
+template <class P>
+LLMCLI_INLINE void attention_merge_factors(AttentionTile<P>& t, const float* block_top,
+                                           const float* block_sum) {
+  for (int64_t r = 0; r < t.rows; r += N) {
+    const F old = load(t.top + r), own = load(block_top + r);
+    const F top = max(old, own);
+    const F base = select(less(top, set(-3.4028234e38f)), zero(), top);  // -inf: nothing seen so far
+    const F keep = exp2(sub(old, base)), take = exp2(sub(own, base));
+    store(t.top + r, top);
+    store(t.sum + r, fma(load(block_sum + r), take, mul(load(t.sum + r), keep)));
+    store(t.keep + r, keep);
+    store(t.take + r, take);
+  }
+}
+
+LLMCLI_INLINE void attention_merge(float* o, F block, float keep, float take) {
+  store(o, fma(block, set(take), mul(load(o), set(keep))));
+}
+
+// Writes out and lse of a tile from its running result.
+template <class P, typename T>
+void attention_close(const AttentionArgs& a, const AttentionTile<P>& t) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const int64_t row = t.t_of(r), h = t.h_of(r);
+    T* out = static_cast<T*>(a.out) + ((t.b * a.T + row) * a.H + h) * a.D;
+    const float sum = t.sum[r];
+    const bool nothing = sum == 0.0f;
+    const F inverse = set(1.0f / sum);
+    for (int64_t d = 0; d < a.D; d += N) {
+      // Adding zero turns -0 into 0, whichever hidden keys were passed over.
+      const F y = nothing ? zero() : fma(load(t.o + r * t.columns + d), inverse, zero());
+      if (a.D - d >= N)
+        store(out + d, y);
+      else
+        store_n(out + d, y, a.D - d);
+    }
+    a.lse[(t.b * a.H + h) * a.T + row] = nothing ? -INFINITY : t.top[r] * kLn2 + logf(sum);
+  }
+}
+
+// Item order: the tiles of a key/value head from both ends, so that contiguous ranges of items cost the same
+// although causal tiles grow.
+template <class P, typename T>
+void attention_items(const AttentionArgs& a, int64_t begin, int64_t end, void* scratch) {
+  AttentionTile<P> t(a, scratch);
+  const int64_t tiles = attention_tiles(a);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t i = item % tiles, pair = item / tiles;
+    attention_open<P, T>(a, t, pair / a.G, pair % a.G, i % 2 ? tiles - 1 - i / 2 : i / 2);
+    const int64_t blocks = t.blocks();
+    for (int64_t j = 0; j < blocks; ++j)
+      attention_block<P, T>(
+          a, t, j, [&] { attention_merge_factors(t, t.block_top, t.block_sum); },
+          [&](int64_t r, int64_t u, F sum) __attribute__((always_inline)) {
+            attention_merge(t.o + r * t.columns + u * N, sum, t.keep[r], t.take[r]);
+          });
+    attention_close<P, T>(a, t);
+  }
+}
+
+// Split over blocks, first pass: item ((b * blocks + j) * tiles + tile) * G + g leaves its partial result.
+// A partial is kAttentionRows maxima, as many sums, then the rows of o.
+template <class P, typename T>
+void attention_split_items(const AttentionArgs& a, int64_t begin, int64_t end, void* scratch) {
+  AttentionTile<P> t(a, scratch);
+  const int64_t tiles = attention_tiles(a), blocks = attention_blocks(a);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t g = item % a.G, i = item / a.G % tiles, j = item / a.G / tiles % blocks;
+    attention_open<P, T>(a, t, item / a.G / tiles / blocks, g, i);
+    if (j >= t.blocks()) continue;
+    float* partial = a.partial + item * attention_partial(a);
+    float* o = partial + 2 * kAttentionRows;
+    attention_block<P, T>(
+        a, t, j,
+        [&] {
+          for (int64_t r = 0; r < t.rows; r += N) {
+            store(partial + r, load(t.block_top + r));
+            store(partial + kAttentionRows + r, load(t.block_sum + r));
+          }
+        },
+        [&](int64_t r, int64_t u, F sum)
+            __attribute__((always_inline)) { store(o + r * t.columns + u * N, sum); });
+  }
+}
+
+// Second pass: item (b * G + g) * tiles + tile.
+template <class P, typename T>
+void attention_merge_items(const AttentionArgs& a, int64_t begin, int64_t end, void* scratch) {
+  AttentionTile<P> t(a, scratch);
+  const int64_t tiles = attention_tiles(a), blocks = attention_blocks(a);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t i = item % tiles, pair = item / tiles, b = pair / a.G, g = pair % a.G;
+    attention_open<P, T>(a, t, b, g, i);
+    const int64_t used = t.blocks();
+    for (int64_t j = 0; j < used; ++j) {
+      const float* partial = a.partial + (((b * blocks + j) * tiles + i) * a.G + g) * attention_partial(a);
+      attention_merge_factors(t, partial, partial + kAttentionRows);
+      const float* o = partial + 2 * kAttentionRows;
+      for (int64_t r = 0; r < t.rows; ++r)
+        for (int64_t d = 0; d < t.columns; d += N)
+          attention_merge(t.o + r * t.columns + d, load(o + r * t.columns + d), t.keep[r], t.take[r]);
+    }
+    attention_close<P, T>(a, t);
+  }
+}
+
+template <class P, typename T>
+void attention_pass(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
+  switch (pass) {
+    case AttentionPass::whole:
+      return attention_items<P, T>(a, begin, end, scratch);
+    case AttentionPass::split:
+      return attention_split_items<P, T>(a, begin, end, scratch);
+    case AttentionPass::merge:
+      return attention_merge_items<P, T>(a, begin, end, scratch);
+  }
+}
+
+void attention(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
+  switch (a.dtype) {
+    case DType::f32:
+      return attention_pass<WideProduct, float>(a, pass, begin, end, scratch);
+    case DType::bf16:
+      return attention_pass<WideProduct, bf16>(a, pass, begin, end, scratch);
+    case DType::f16:
+      return attention_pass<WideProduct, f16>(a, pass, begin, end, scratch);
+  }
+}
+
+int64_t attention_scratch(const AttentionArgs& a) { return AttentionTile<WideProduct>::bytes(a.D); }
+
+}  // namespace llmcli::cpu::LLMCLI_ISA
