@@ -136,3 +136,13 @@ def describe(environment: Document, ceilings: Sequence[Document]) -> str:
         threads = f" with {ceiling['n_threads']} threads"
         limits.append(f"{what}{size}{threads} {figure(ceiling['value'])} {ceiling['unit']}")
     return ", ".join(machine + software) + "\nceilings: " + ("; ".join(limits) or "none measured") + "\n"
+
+
+def start_verdict(document: Document) -> str:
+    """Whether the difference of the start times stays under its goal: "met", "above" or "inconclusive"."""
+    extra, goal = document["difference_s"], document["goal_difference_s"]
+    if extra["ci_low"] is None:
+        return "inconclusive"
+    if extra["ci_high"] <= goal:
+        return "met"
+    return "above" if extra["ci_low"] > goal else "inconclusive"

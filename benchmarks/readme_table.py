@@ -1,0 +1,90 @@
+"""Writes the tables of README.md and benchmarks/README.md from benchmarks/results/*.json.
+
+    python benchmarks/readme_table.py           # rewrite what stands between the markers
+    python benchmarks/readme_table.py --check   # exit 1 when a page does not say what the results say
+
+`<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator; both end at
+`<!-- /bench -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmcli.benchmarking.tables import KERNEL_COLUMNS, describe, figure, kernel_row, markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+MARKED = re.compile(r"(<!-- bench:kernels(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+
+def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The committed results by file name."""
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def kernel_table(document: dict[str, Any], *, every: bool) -> str:
+    """One machine's operators as Markdown; those with a goal, or every one."""
+    goals = ("goal_ratio", "goal_ceiling_pct")
+    chosen = [result for result in document["results"] if every or any(result[goal] for goal in goals)]
+    return markdown(KERNEL_COLUMNS, [kernel_row(result) for result in chosen])
+
+
+def start_line(document: dict[str, Any]) -> str:
+    """The start of `llmcli generate` in one line."""
+    extra, generate, bare = (document[key] for key in ("difference_s", "generate_s", "import_torch_s"))
+    return (
+        f"Process start to first byte (`python benchmarks/start.py`): `llmcli generate` with the embedded model "
+        f"{figure(generate)} s, `python -c \"import torch\"` {figure(bare)} s; difference {figure(extra['median'])} s, "
+        f"goal ≤ {document['goal_difference_s']:g} s: {document['verdict']}.\n"
+    )
+
+
+def render(results: dict[str, dict[str, Any]], *, every: bool) -> str:
+    """Everything between the markers: per machine, what made the table, the table, the start."""
+    parts = []
+    for name, document in results.items():
+        if document["schema"] != "llmcli/bench-kernels/1":
+            continue
+        facts = document["environment"]
+        machine = " ".join(describe(facts, document["ceilings"]).replace("\nceilings", "; ceilings").split())
+        parts.append(
+            f"`llmcli bench kernels -t {facts['threads']} --json -o benchmarks/results/` on {facts['date'][:10]}: "
+            f"{machine}. Rates and the ratio are medians; the interval is the ratio's.\n\n"
+        )
+        parts.append(kernel_table(document, every=every) + "\n")
+        start = results.get(name.removesuffix(".json") + ".start.json")
+        if start is not None:
+            parts.append(start_line(start) + "\n")
+    return "".join(parts).rstrip("\n") + "\n" if parts else ""
+
+
+def rewritten(page: str, results: dict[str, dict[str, Any]]) -> str:
+    """The page with what belongs between its markers."""
+    return MARKED.sub(lambda found: found[1] + render(results, every=bool(found["all"])) + found[3], page)
+
+
+def main() -> None:
+    """Rewrite or check both pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    results = load()
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = rewritten(before, results)
+        if before != after and check:
+            sys.exit(
+                f"{page.relative_to(ROOT)} does not match benchmarks/results/: run python benchmarks/readme_table.py"
+            )
+        page.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""benchmarks/: the tables of both pages say what the committed results say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from llmcli.benchmarking.tables import start_verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+readme_table = script("readme_table")
+RESULT = {
+    "op": "softmax", "variant": "into out=", "shape": "2×3", "dtype": "float32", "unit": "GB/s",
+    "llmcli": {"median": 31.0}, "torch": {"median": 20.0}, "ratio": {"median": 1.55, "ci_low": 1.5, "ci_high": 1.6},
+    "ceiling_pct": {"median": 88.0}, "goal_ratio": 1.5, "goal_ceiling_pct": None, "verdict": "met",
+}  # fmt: skip
+DOCUMENT = {
+    "schema": "llmcli/bench-kernels/1",
+    "environment": {
+        "cpu": "A CPU", "machine": "x86_64", "cores": 2, "threads": 2, "isa": "avx512", "llmcli": "1", "torch": "2",
+        "date": "2026-01-02T03:04:05",
+    },
+    "ceilings": [],
+    "results": [RESULT, RESULT | {"op": "gelu", "goal_ratio": None, "verdict": None}],
+}  # fmt: skip
+START = {
+    "schema": "llmcli/bench-start/1", "generate_s": 2.0, "import_torch_s": 1.6, "goal_difference_s": 0.5,
+    "difference_s": {"median": 0.4, "ci_low": 0.3, "ci_high": 0.45}, "verdict": "met",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", readme_table.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_match_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert readme_table.MARKED.search(text)
+    assert readme_table.rewritten(text, readme_table.load()) == text
+
+
+def test_results_were_not_broken_off() -> None:
+    for name, document in readme_table.load().items():
+        assert document.get("interrupted", False) is False, name
+        assert document["environment"]["git_commit"], name
+
+
+def test_only_goals_in_short_and_everything_in_long() -> None:
+    page = "a\n<!-- bench:kernels -->\nold\n<!-- /bench -->\nb\n<!-- bench:kernels all -->\n<!-- /bench -->\nc\n"
+    after = readme_table.rewritten(page, {"m.json": DOCUMENT, "m.start.json": START, "n.start.json": START})
+    assert "old" not in after
+    assert after.count("| softmax |") == 2
+    assert after.count("| gelu |") == 1
+    assert after.count("goal ≤ 0.5 s: met") == 2
+    assert "`llmcli bench kernels -t 2 --json -o benchmarks/results/` on 2026-01-02: A CPU, 2 cores" in after
+    assert (after[:2], after[-2:]) == ("a\n", "c\n")
+    assert readme_table.rewritten(after, {"m.json": DOCUMENT, "m.start.json": START, "n.start.json": START}) == after
+    assert "|" not in readme_table.rewritten(page, {})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.3, 0.5, "met"), (0.4, 0.6, "inconclusive"), (0.51, 0.6, "above"), (None, None, "inconclusive")],
+)
+def test_start_verdict(low: float | None, high: float | None, word: str) -> None:
+    document: dict[str, Any] = START | {"difference_s": {"median": 0.4, "ci_low": low, "ci_high": high}}
+    assert start_verdict(document) == word
+
+
+def test_first_byte_needs_one() -> None:
+    start = script("start")
+    assert start.first_byte([sys.executable, "-c", "print('x')"]) > 0
+    for program in ("pass", "import sys; print('x'); sys.exit(3)"):
+        with pytest.raises(start.subprocess.CalledProcessError):
+            start.first_byte([sys.executable, "-c", program])
