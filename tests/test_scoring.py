@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from llmcli import loading, scoring
 from llmcli.errors import InputError
+from llmcli.ops import registry
 from llmcli.scoring import Document, Sliding
 
 
@@ -141,11 +142,25 @@ def test_gpt2_equals_the_recipe_of_transformers(tiny, upstream, max_length: int,
     assert figures["nll_per_token"] == pytest.approx(total / n_tokens, rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("batch_size", [2, 5, 64])
-def test_gpt2_batches_change_no_bit(tiny_gpt2: Path, dtype: str, batch_size: int) -> None:
-    model, doc, protocol = loading.load(tiny_gpt2, dtype=dtype).model, document(300, vocab_size=320), Sliding(33, 7)
-    np.testing.assert_array_equal(score(model, doc, protocol), score(model, doc, protocol, batch_size))
+KERNELS = {row.name for row in registry.status() if row.served_by == "kernel"}
+
+
+@pytest.mark.skipif(not {"attention", "linear", "softmax"} <= KERNELS, reason="torch's operators promise no order")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("stride", [1, 7, 33])
+def test_gpt2_batches_and_threads_change_no_bit(tiny_gpt2: Path, dtype: str, stride: int) -> None:
+    model, doc, protocol = (
+        loading.load(tiny_gpt2, dtype=dtype).model,
+        document(150, vocab_size=320),
+        Sliding(33, stride),
+    )
+    alone, threads = score(model, doc, protocol), torch.get_num_threads()
+    try:
+        for n_threads, batch_size in ((1, 2), (2, 5), (3, 64)):
+            torch.set_num_threads(n_threads)
+            np.testing.assert_array_equal(alone, score(model, doc, protocol, batch_size))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_documents_do_not_leak_into_each_other() -> None:
