@@ -88,6 +88,7 @@ class CommandLine(click.Group):
         try:
             with self.make_context("llmcli", arguments, **extra) as ctx:
                 meta = ctx.meta
+                meta["signals"] = received
                 self.invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -119,6 +120,9 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx else "llmcli"
         message = " ".join(error.format_message().split())
+        if isinstance(error, click.NoSuchOption):
+            near = f"; did you mean '{error.possibilities[0]}'?" if error.possibilities else ""
+            message = f"no option '{error.option_name}'{near}"
         return 2, f"error: {message[:1].lower()}{message[1:].rstrip('.')} (see '{where} --help')"
     if isinstance(error, click.ClickException):
         return 2, f"error: {error.format_message()}"

@@ -70,7 +70,8 @@ def test_a_bug_says_what_to_do(shell: Shell, sample: str) -> None:
         ("llmcli completion", "missing argument"),
         ("llmcli completion bash extra", "unexpected extra argument"),
         ("llmcli completion csh", "bash"),
-        ("llmcli --nonsense", "no such option"),
+        ("llmcli --nonsense", "no option"),
+        ("llmcli tokenize --piecs", "no option '--piecs'; did you mean '--pieces'?"),
     ],
 )
 def test_usage_errors(shell: Shell, line: str, words: str) -> None:
@@ -141,14 +142,6 @@ def test_reading_only_folder(shell: Shell, sample: str) -> None:
     assert "expected a file that can be written" in result.err
 
 
-def test_a_silent_pipe_is_announced(shell: Shell, sample: str) -> None:
-    result = shell(f"(sleep 2.5 | {sample} -q x) & sleep 2.5 | {sample} x; wait")
-    assert result.err.splitlines() == [
-        "waiting for text on standard input; close it (</dev/null) when there is none",
-        "a note",
-    ]
-
-
 def start(sample: str, environment: dict[str, str], folder: Path, *arguments: str, **settings: Any) -> Any:
     return subprocess.Popen(
         [sample, *arguments], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **settings
@@ -160,6 +153,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_silent_pipe_is_announced(shell_environment: dict[str, str], sample: str, tmp_path: Path) -> None:
+    process = start(sample, shell_environment, tmp_path, "x", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    hint = "waiting for text on standard input; close it (</dev/null) when there is none\n"
+    assert process.stderr.readline() == hint
+    out, err = process.communicate("piped ", timeout=20)
+    assert (out, err) == ("text None None 0 0.0 piped x", "a note\n")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,16 @@ def test_second_interrupt_ends_at_once(shell_environment: dict[str, str], sample
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "ended\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("then", ["--convert", "--steps=600"])
+def test_a_lost_interrupt_counts(shell_environment: dict[str, str], sample: str, tmp_path: Path, then: str) -> None:
+    process = start(sample, shell_environment, tmp_path, "--lose", then, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert (process.returncode, err) == (130, "interrupted\n")

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from llmcli.commands.terminal import check_interrupt
+
 DELAY = 1.0  # seconds before anything is shown: quick work stays silent
 INTERVAL = 10.0  # seconds between plain lines
 
@@ -48,6 +50,7 @@ class Progress:
 
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
         """Report `done` of `total` in the unit of the work; `note` is a few words such as the current loss."""
+        check_interrupt()
         self._total = self._total if total is None else total
         now = time.monotonic()
         if self._quiet or now - self._begin < DELAY:

@@ -246,12 +246,21 @@ class Interrupt:
     stop_requested = False
 
 
+def check_interrupt() -> None:
+    """Raise KeyboardInterrupt if Ctrl-C was pressed and the exception was lost, as in some libraries' imports."""
+    context = click.get_current_context(silent=True)
+    signals = context.meta.get("signals") if context else None
+    if signals is not None and signals.code:
+        raise signals.exception()
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
     """Ctrl-C sets `stop_requested`, so that the block can finish what it is at; a second one ends it at once.
 
     When the block ends after a request, the command exits with 130.
     """
+    check_interrupt()
     interrupt = Interrupt()
 
     def request(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import click
@@ -49,13 +50,14 @@ FAILURES = {
 @click.option("--endless", is_flag=True, help="Write for ever.")
 @click.option("--steps", default=0, help="Steps of a tenth of a second, with progress.")
 @click.option("--convert", is_flag=True, help="Turn an interrupt into an ImportError, as some imports do.")
+@click.option("--lose", is_flag=True, help="Swallow an interrupt, as others do.")
 @model_options
 @sampling_options
 @output_options("text", "json", "csv")
 @verbosity_options
 def command(
     prompt: str | None, flag: str | None, file: str | None, encoding_errors: str, escape: bool, fail: str | None,
-    wait: bool, gentle: bool, endless: bool, steps: int, convert: bool, choice: ModelChoice, format: str,
+    wait: bool, gentle: bool, endless: bool, steps: int, convert: bool, lose: bool, choice: ModelChoice, format: str,
     output: str | None, **sampling: float,
 ) -> None:  # fmt: skip
     """Do what a test asks for."""
@@ -63,6 +65,13 @@ def command(
         raise FAILURES[fail]
     if wait or gentle or endless:
         block(wait, gentle, endless, convert, output)
+    if lose:
+        print("begun", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(60)
+        if convert:
+            with interruptible():
+                time.sleep(60)
     with Progress("stepping", total=steps, unit="steps") as progress:
         for step in range(steps):
             time.sleep(0.1)
