@@ -154,9 +154,7 @@ def test_download_that_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
 
     fail(ConnectionError("no route\nsecond line"))
-    with pytest.raises(
-        ModelError, match=r"a/b is not in the cache .*\(ConnectionError: no route\)"
-    ):
+    with pytest.raises(ModelError, match=r"a/b is not in the cache .*\(ConnectionError: no route\)"):
         hub.find("a/b")
     fail(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="No space left"):

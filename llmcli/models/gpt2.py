@@ -219,7 +219,8 @@ class GPT2(nn.Module):
 
     def pack(self) -> GPT2:
         """Pack every matrix for the CPU kernel; from now on the model only runs forward and cannot be saved."""
-        self._packed_head = linear_pack(self._head_weight().detach())
+        if self.config.tie_word_embeddings:
+            self._packed_head = linear_pack(self.wte.weight.detach())
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
@@ -287,16 +288,18 @@ class GPT2(nn.Module):
 
         A weight costs 2 per token, a query 4 * C per layer for each key it sees.
         """
-        matrices = sum(p.numel() for name, p in self.h.named_parameters() if p.dim() == 2)
+        matrices = sum(m.in_features * m.out_features for m in self.h.modules() if isinstance(m, Linear))
         keys = n * past + n * (n + 1) // 2
         c = self.config
         return 2 * n * matrices + 4 * c.n_embd * c.n_layer * keys + 2 * c.n_embd * c.vocab_size
 
     def bytes_read(self, past: int, batch: int) -> int:
         """Bytes that one step must read: every weight that is multiplied by, and each row's keys and values."""
-        looked_up = ["wpe.weight"] if self.config.tie_word_embeddings else ["wpe.weight", "wte.weight"]
-        weights = sum(p.nbytes for name, p in self.named_parameters() if name not in looked_up)
-        return weights + 2 * batch * past * self.config.n_layer * self.config.n_embd * self.wte.weight.element_size()
+        size = self.wte.weight.element_size()
+        matrices = sum(m.in_features * m.out_features for m in self.h.modules() if isinstance(m, Linear))
+        vectors = sum(p.numel() for p in self.parameters() if p.dim() == 1)
+        keys_and_values = 2 * batch * past * self.config.n_layer * self.config.n_embd
+        return size * (matrices + vectors + self.wte.weight.numel() + keys_and_values)
 
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names and layouts of Hugging Face's GPT2LMHeadModel or GPT2Model → this module's, without copying."""
@@ -337,13 +340,11 @@ class GPT2(nn.Module):
     def _head(self, x: Tensor, update: Tensor) -> Tensor:
         """The final norm and the vocabulary projection: (...,C) → (...,V)."""
         normed, _ = add_layer_norm(update, x, self.ln_f.weight, self.ln_f.bias, eps=self.ln_f.eps)
+        if not self.config.tie_word_embeddings:
+            return self.lm_head.project(normed)
         if self._packed_head is not None:
             return linear(normed, self._packed_head, None, self.config.vocab_size)
-        return F.linear(normed, self._head_weight())
-
-    def _head_weight(self) -> Tensor:
-        """The matrix of the vocabulary projection, (V,C)."""
-        return self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        return F.linear(normed, self.wte.weight)
 
     def _positions(self, like: Tensor) -> Tensor:
         """The table of position embeddings, (n_positions, C)."""

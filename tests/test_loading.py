@@ -1,0 +1,198 @@
+"""Loading: what comes out of good files, and the one line that says what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmcli import loading
+from llmcli.checkpoints import safetensors
+from llmcli.errors import InputError, ModelError, ResourceError
+
+
+@pytest.fixture
+def directory(tiny_gpt2: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may damage."""
+    return Path(shutil.copytree(tiny_gpt2, tmp_path / "model"))
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def change_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = {name: tensor.clone() for name, tensor in safetensors.open(directory).items()}
+    change(weights)
+    safetensors.save(directory / "model.safetensors", weights)
+
+
+def logits(loaded: loading.Loaded) -> torch.Tensor:
+    with torch.inference_mode():
+        return loaded.model(torch.arange(20)[None]).float()
+
+
+def test_directory_and_file(tiny_gpt2: Path) -> None:
+    whole, single = loading.load(tiny_gpt2), loading.load(str(tiny_gpt2 / "model.safetensors"))
+    assert torch.equal(logits(whole), logits(single))
+    assert (whole.dtype, whole.device, whole.path) == (torch.float32, torch.device("cpu"), tiny_gpt2)
+    assert whole.config["n_layer"] == whole.model.config.n_layer == 2
+    assert whole.name == str(tiny_gpt2)
+    assert whole.tokenizer.decode(whole.tokenizer.encode("The sea")) == "The sea"
+    assert not whole.model.training
+    assert whole.sha256() == hashlib.sha256((tiny_gpt2 / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_unpacked_model_trains_and_saves(tiny_gpt2: Path) -> None:
+    """A gradient step does not reach the file behind the memory map."""
+    loaded, before = loading.load(tiny_gpt2, pack=False), loading.sha256(tiny_gpt2)
+    loaded.model(torch.arange(20)[None]).sum().backward()
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter -= 0.1 * parameter.grad
+    assert loading.sha256(tiny_gpt2) == before
+    assert loaded.model.checkpoint().keys() == safetensors.open(tiny_gpt2).keys()
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "expected"),
+    [
+        (torch.float32, "auto", torch.float32),
+        (torch.bfloat16, "auto", torch.bfloat16),
+        (torch.float16, "auto", torch.float32),
+        (torch.float32, "bfloat16", torch.bfloat16),
+        (torch.bfloat16, "float32", torch.float32),
+        (torch.float32, "float16", torch.float16),
+    ],
+    ids=str,
+)
+def test_dtypes(directory: Path, stored: torch.dtype, asked: str, expected: torch.dtype) -> None:
+    reference = logits(loading.load(directory))
+    change_weights(directory, lambda weights: weights.update({k: w.to(stored) for k, w in weights.items()}))
+    loaded = loading.load(directory, device="cpu", dtype=asked)
+    assert loaded.dtype == loaded.model.wte.weight.dtype == expected
+    assert (logits(loaded) - reference).abs().max() < 0.1 * reference.abs().max()
+
+
+def test_progress_counts_every_byte(tiny_gpt2: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    loading.load(tiny_gpt2, progress=lambda done, total: seen.append((done, total)))
+    stored = sum(tensor.nbytes for tensor in safetensors.open(tiny_gpt2).values())
+    assert seen == sorted(seen)
+    assert seen[-1] == (stored, stored)
+
+
+def test_imports_stay_light(tiny_gpt2: Path) -> None:
+    """Each of these costs a good part of the time that a user waits for the first word."""
+    heavy = ("transformers", "huggingface_hub.hf_api", "torch._dynamo", "torch._inductor", "sympy", "torch.distributed")
+    before = "import sys, torch; before = set(sys.modules)"
+    then = f"from llmcli import loading; loading.load({str(tiny_gpt2)!r}, offline=True)"
+    report = f"print([name for name in {heavy} if name in set(sys.modules) - before])"
+    done = subprocess.run([sys.executable, "-c", f"{before}; {then}; {report}"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama' in config.json is not supported; expected one of: gpt2"),
+        ({"model_type": None}, "model_type None in config.json is not supported"),
+        ({"activation_function": "mish"}, "activation_function 'mish' is not supported"),
+        ({"n_embd": 64}, "wte.weight has shape [320, 32]; config.json asks for [320, 64]"),
+        ({"n_inner": 100}, "h.0.mlp.c_fc.weight has shape [128, 32]; config.json asks for [100, 32]"),
+        ({"n_positions": 65}, "wpe.weight has shape [64, 32]; config.json asks for [65, 32]"),
+        ({"vocab_size": 400}, "wte.weight has shape [320, 32]; config.json asks for [400, 32]"),
+        ({"vocab_size": 300}, "the tokenizer has 320 entries, but vocab_size in config.json is 300"),
+        ({"n_layer": 3}, "the tensor h.2.attn.c_attn.bias is missing (and 11 more)"),
+        ({"n_layer": 1}, "the tensor h.1.attn.c_attn.bias has no place in this architecture (and 11 more)"),
+        ({"n_layer": 10**9}, "config.json asks for 1000000000 layers; there are 28 tensors"),
+        ({"tie_word_embeddings": False}, "the tensor lm_head.weight is missing"),
+        ({"position_embedding_type": "sinusoidal"}, "the tensor wpe.weight has no place"),
+    ],
+    ids=str,
+)
+def test_a_config_that_lies(directory: Path, changes: dict[str, Any], message: str) -> None:
+    change_config(directory, **changes)
+    with pytest.raises(ModelError) as error:
+        loading.load(directory)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["wte.weight", "h.1.mlp.c_proj.weight", "ln_f.bias"])
+def test_weights_that_are_not_finite(directory: Path, name: str, value: float) -> None:
+    change_weights(directory, lambda weights: weights[f"transformer.{name}"].view(-1)[-3].fill_(value))
+    with pytest.raises(ModelError, match=f"{name} holds NaN or infinity in torch.float32"):
+        loading.load(directory)
+
+
+def test_weights_too_large_for_the_precision(directory: Path) -> None:
+    change_weights(directory, lambda weights: weights["transformer.wte.weight"].view(-1)[0].fill_(1e5))
+    loading.load(directory)
+    with pytest.raises(ModelError, match=r"wte\.weight holds NaN or infinity in torch\.float16: .* --dtype float32"):
+        loading.load(directory, dtype="float16")
+
+
+def test_weights_that_are_no_numbers(directory: Path) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["transformer.ln_f.bias"] = weights["transformer.ln_f.bias"].int()
+
+    change_weights(directory, change)
+    with pytest.raises(ModelError, match=r"ln_f\.bias holds torch\.int32; expected floating-point weights"):
+        loading.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not readable as JSON"), (b"[1]", "expected a JSON object; got list"), (b"\xff{}", "not readable as JSON")],
+)
+def test_a_damaged_config(directory: Path, content: bytes, message: str) -> None:
+    (directory / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        loading.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", "config.json: no such file; a model is config.json, "),
+        ("model.safetensors", "expected model.safetensors or model.safetensors.index.json; found neither"),
+        ("tokenizer.json", "expected tokenizer.json, or vocab.json and merges.txt; found neither"),
+    ],
+)
+def test_a_missing_file(directory: Path, name: str, message: str) -> None:
+    (directory / name).unlink()
+    with pytest.raises(ModelError, match=message):
+        loading.load(directory)
+
+
+def test_truncated_weights(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="truncated or damaged"):
+        loading.load(directory)
+
+
+def test_pickles_only(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    for spec in (directory, directory / "pytorch_model.bin"):
+        with pytest.raises(ModelError, match="can run any code"):
+            loading.load(spec)
+
+
+def test_devices(tiny_gpt2: Path) -> None:
+    with pytest.raises(ResourceError, match=r"device cuda:99 is not available; this machine has \d+ CUDA devices"):
+        loading.load(tiny_gpt2, device="cuda:99")
+    with pytest.raises(InputError, match="device 'abacus' is not known; expected auto, cpu, cuda"):
+        loading.load(tiny_gpt2, device="abacus")
