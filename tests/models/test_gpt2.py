@@ -12,7 +12,10 @@ import torch
 from llmcli.errors import ModelError
 from llmcli.models import MODELS, gpt2, model_class
 from llmcli.models.gpt2 import GPT2, GPT2Config, sinusoids
+from llmcli.ops import registry
 from tests.tiny import TINY
+
+needs_kernels = pytest.mark.skipif(registry.kernels is None, reason="this installation has no kernels")
 
 DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
 
@@ -232,3 +235,56 @@ def test_table_of_models() -> None:
     for name in ("llama", None, ["gpt2"]):
         with pytest.raises(ModelError, match="is not supported; expected one of: gpt2"):
             model_class(name)
+
+
+@pytest.fixture(scope="module")
+def packed() -> GPT2:
+    return build().pack()
+
+
+@needs_kernels
+@torch.inference_mode()
+@pytest.mark.parametrize("tied", [True, False])
+def test_packing_changes_neither_results_nor_costs(tied: bool, ids: torch.Tensor) -> None:
+    plain, packed = build(tie_word_embeddings=tied), build(tie_word_embeddings=tied).pack()
+    close(packed(ids), plain(ids))
+    assert packed.flops(3, 5) == plain.flops(3, 5) > 0
+    assert packed.bytes_read(5, 2) == plain.bytes_read(5, 2) > 0
+
+
+@needs_kernels
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_bits_do_not_depend_on_chunks_batches_or_steps(
+    dtype: torch.dtype, chunk: int, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build().to(dtype).pack()
+    logits = model(ids)
+    monkeypatch.setattr(gpt2, "CHUNK", chunk)
+    got, state = model.start(ids[:, :30])
+    assert torch.equal(got, logits[:, 29])
+    for t in range(30, 33):
+        assert torch.equal(model.step(ids[:, t : t + 1], state), logits[:, t])
+    assert torch.equal(model.step(ids[:, 33:40], state), logits[:, 39])
+    lengths = torch.tensor([5, 31, 17])
+    got, state = model.start(ids, lengths)
+    assert torch.equal(got, logits[torch.arange(3), lengths - 1])
+    assert torch.equal(model.step(ids[torch.arange(3), lengths][:, None], state), logits[torch.arange(3), lengths])
+    for row in range(3):
+        assert torch.equal(model(ids[row : row + 1])[0], logits[row])
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_bits_do_not_depend_on_threads(packed: GPT2, ids: torch.Tensor) -> None:
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(packed(ids))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
