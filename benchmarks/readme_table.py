@@ -41,7 +41,7 @@ def start_line(document: dict[str, Any]) -> str:
     extra, generate, bare = (document[key] for key in ("difference_s", "generate_s", "import_torch_s"))
     return (
         f"Process start to first byte (`python benchmarks/start.py`): `llmcli generate` with the embedded model "
-        f"{figure(generate)} s, `python -c \"import torch\"` {figure(bare)} s; difference {figure(extra['median'])} s, "
+        f'{figure(generate)} s, `python -c "import torch"` {figure(bare)} s; difference {figure(extra["median"])} s, '
         f"goal ≤ {document['goal_difference_s']:g} s: {document['verdict']}.\n"
     )
 
