@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from torch import Tensor
 from llmcli.benchmarking.ceilings import Ceilings
 from llmcli.benchmarking.kernel_cases import Case
 from llmcli.benchmarking.statistics import Estimate, disturbances, estimate, estimate_ratio, verdict
-from llmcli.benchmarking.timing import Clock, Interleaved, Work
+from llmcli.benchmarking.timing import MINIMUM_SAMPLE_NS, Clock, Interleaved, Work
 from llmcli.errors import GateFailed
 
+FEWEST_ROUNDS = 6  # the fewest samples with a 95 % interval
 # Largest difference from torch's result over its largest magnitude; a wrong result has no speed.
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -77,10 +79,14 @@ def measure_kernel(
     *,
     rounds: int,
     warmup: int = 1,
-    minimum_ns: int = 10_000_000,
+    budget_ns: float = math.inf,
+    minimum_ns: int = MINIMUM_SAMPLE_NS,
     clock: Clock = time.perf_counter_ns,
 ) -> KernelResult:
-    """Measure one row. Raises GateFailed when the two results differ by more than rounding explains."""
+    """Measure one row: `rounds`, or fewer (six at least, for an interval) when they take longer than the budget.
+
+    Raises GateFailed when the two results differ by more than rounding explains.
+    """
     ceiling = None if case.ceiling == "copy" else ceilings.ceiling(kind_of_ceiling(case))
     with torch.inference_mode(not case.gradients):
         contestants = case.build()
@@ -93,8 +99,10 @@ def measure_kernel(
         else:
             raise ValueError(f"{case.name} has a copy ceiling and no copy")
         run = Interleaved(work, minimum_ns=minimum_ns, clock=clock)
-        for _ in run.rounds(rounds, warmup=warmup):
-            pass
+        begin = clock()
+        for done in run.rounds(rounds, warmup=warmup):
+            if done >= FEWEST_ROUNDS and clock() - begin > budget_ns:
+                break
     return summarize(case, run.samples, ceiling_amount=amount)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from llmcli.commands.measuring import FORMATS, Dtypes, complain, emit, warn_of_load
-from llmcli.commands.options import Command, Engine, option, output_options, verbosity_options
+from llmcli.commands.options import Command, Engine, Number, option, output_options, verbosity_options
 from llmcli.commands.progress import Progress
 from llmcli.commands.terminal import open_output
 from llmcli.errors import InputError
@@ -30,7 +30,14 @@ OPERATORS = ("attention", "softmax", "layer_norm", "add_layer_norm", "rms_norm",
 @option("--dtype", type=Dtypes(), default="float32,bfloat16", help="Precision of the inputs.")
 @option("-t", "--threads", type=click.IntRange(1, 4096), metavar="N", help="CPU threads. [default: torch's]")
 @option("-r", "--repetitions", type=click.IntRange(1, 1000), default=15, metavar="N", help="Rounds per operator.")
-@option("--warmup", type=click.IntRange(0, 100), default=2, metavar="N", help="Rounds that are thrown away first.")
+@option(
+    "--max-time",
+    type=Number(0, 86400),
+    default=5.0,
+    metavar="SECONDS",
+    help="Per operator; ends its rounds early, after six at least.",
+)
+@option("--warmup", type=click.IntRange(0, 100), default=1, metavar="N", help="Rounds that are thrown away first.")
 @option("--shrink", type=click.IntRange(1), default=1, metavar="N", help="Divide the sizes by N: a trial, no verdicts.")
 @option("--require-kernels", is_flag=True, help="Exit 6 where an op would run without its kernel.")
 @output_options(*FORMATS)
@@ -45,7 +52,7 @@ def kernels(
     require_kernels: bool,
     format: str,
     output: str | None,
-    **run: int,
+    **run: Any,
 ) -> None:
     """Time single operators beside torch's, in alternating order within one run.
 
@@ -78,6 +85,7 @@ def measure(
     repetitions: int,
     warmup: int,
     shrink: int,
+    max_time: float,
 ) -> dict[str, Any]:
     """The document with every finished operator; after Ctrl-C, without the one that was being timed."""
     import torch
@@ -90,10 +98,11 @@ def measure(
     ceilings, interrupted = Ceilings(), False
     results: list[KernelResult] = []
     cases = kernel_cases(operators, [getattr(torch, name) for name in dtypes], divide=shrink)
+    limits: dict[str, Any] = {"rounds": repetitions, "warmup": warmup, "budget_ns": 1e9 * max_time}
     try:
         with Progress("bench kernels", total=len(cases), unit="operators") as progress:
             for case in cases:
-                results.append(measure_kernel(case, ceilings, rounds=repetitions, warmup=warmup))
+                results.append(measure_kernel(case, ceilings, **limits))
                 progress(len(results))
     except KeyboardInterrupt:
         interrupted = True

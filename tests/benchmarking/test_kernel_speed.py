@@ -146,6 +146,16 @@ def test_an_interval_across_the_goal_is_inconclusive() -> None:
     assert any(text.startswith("torch: ") for text in result.warnings)
 
 
+@pytest.mark.parametrize(("budget", "rounds"), [(0, 6), (350 * 8, 8), (1e9, 20)])
+def test_a_budget_ends_the_rounds_but_leaves_an_interval(budget: float, rounds: int) -> None:
+    clock, x = SimulatedClock(), torch.ones(3)
+    case = case_of(x, x, clock)
+    calibration = 2 * 350
+    limit = budget + calibration - 1
+    result = measure_kernel(case, Ceilings(), rounds=20, warmup=0, minimum_ns=1, budget_ns=limit, clock=clock)
+    assert result.ratio.n == rounds
+
+
 @pytest.mark.parametrize("wrong", [torch.tensor([1.0, 1.0, 1.01]), torch.tensor([1.0, 1.0, float("nan")])])
 def test_a_wrong_result_has_no_speed(wrong: torch.Tensor) -> None:
     clock = SimulatedClock()
