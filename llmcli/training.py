@@ -289,8 +289,9 @@ class Trainer:
             for moment in MOMENTS:
                 if master in self.optimizer.state:
                     state[f"{moment}.{name}"] = self.optimizer.state[master][moment]
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left there
         try:
-            partial.mkdir(parents=True, exist_ok=True)
+            partial.mkdir(parents=True)
             for name, text in files.items():
                 (partial / name).write_text(text, encoding="utf-8")
             recipe = {"schema": "llmcli/training/1", "step": self.steps_done, "recipe": asdict(self.recipe)}
@@ -318,7 +319,7 @@ class Trainer:
                 raise ModelError(f"{directory / STATE}: {name} is missing or of another shape than this model's")
             master.data.copy_(found[0])
             moments = {part: tensor.clone() for part, tensor in zip(MOMENTS, found[1:], strict=True)}
-            self.optimizer.state[master] = {"step": state["step"].float(), **moments}
+            self.optimizer.state[master] = {"step": state["step"].float().to(self.device), **moments}
         self.steps_done = int(state["step"])
         self._publish()
 

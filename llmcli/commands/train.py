@@ -15,7 +15,7 @@ import click
 from llmcli.commands import terminal
 from llmcli.commands.options import Engine, Number, define, engine_options, option, seed_option, verbosity_options
 from llmcli.commands.progress import Progress
-from llmcli.errors import ModelError
+from llmcli.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ DTYPES = {"auto": "float32"} | {name: name for name in ("float32", "bfloat16", "
 @define(
     "train",
     examples=[
-        ("a small model on your own texts", "llmcli train --data notes/ --iters 2000 --output runs/notes"),
+        ("a small model on your own texts", "llmcli train --data notes/*.txt --iters 2000 --output runs/notes"),
         ("write with it", 'llmcli generate -m runs/notes "Dear"'),
         (
             "text through a pipe, a larger model",
@@ -45,7 +45,8 @@ DTYPES = {"auto": "float32"} | {name: name for name in ("float32", "bfloat16", "
     ],
     help="Train a GPT-2 model from scratch on text; --output becomes a model directory.",
 )
-@option("--data", multiple=True, required=True, metavar="PATH", help="A text file, a directory of *.txt, or '-'.")
+@click.argument("files", nargs=-1, metavar="[FILES]...")
+@option("--data", multiple=True, metavar="PATH", help="A text file, a directory of *.txt, or '-'; FILES are more.")
 @option("--val", multiple=True, metavar="PATH", help="Validation text, instead of a part of --data.")
 @option("--val-fraction", type=Number(0, 0.5), default=0.02, help="Hold out this last part of every file.")
 @option("--preset", type=click.Choice(list(PRESETS)), default="gpt2-micro", help="The model's shape.")
@@ -72,6 +73,7 @@ DTYPES = {"auto": "float32"} | {name: name for name in ("float32", "bfloat16", "
 @engine_options
 @verbosity_options
 def command(
+    files: tuple[str, ...],
     data: tuple[str, ...],
     val: tuple[str, ...],
     val_fraction: float,
@@ -95,7 +97,9 @@ def command(
     start = Path(output if resume == "auto" else resume) if resume is not None else None
     if resume == "auto" and not (Path(output) / training.STATE).exists():
         start = None
-    documents, held = read(data), read(val)
+    if not (data or files):
+        raise InputError("expected training text, got none; pass --data PATH, or '-' for standard input")
+    documents, held = read((*data, *files)), read(val)
     if not val:
         documents, held = texts.split(documents, val_fraction)
     known = start or flags["tokenizer"]
@@ -120,7 +124,7 @@ def command(
     trainer = training.Trainer(model.to(loading.choose_device(engine.device)), windows, recipe)
     if start is not None:
         trainer.restore(start)
-    files = texts.side_files(tokenizer, config)
+    beside = texts.side_files(tokenizer, config)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     terminal.note(
         f"{n_parameters / 1e6:.2f} M parameters, {len(stream) / 1e6:.2f} M training tokens, "
@@ -130,7 +134,7 @@ def command(
     with terminal.interruptible() as interrupt:
         with Progress("training", total=recipe.iters, unit="steps") as progress, open_log(log) as journal:
             for report in training.run(
-                trainer, Path(output), files, validation=validation, eval_every=eval_every, save_every=save_every
+                trainer, Path(output), beside, validation=validation, eval_every=eval_every, save_every=save_every
             ):
                 journal(asdict(report))
                 if isinstance(report, training.Evaluation):
@@ -143,7 +147,7 @@ def command(
                     step = report
                     progress(report.step, note=f"loss {report.loss:.3f}, {report.tokens_per_second:.0f} tokens/s")
                 if interrupt.stop_requested:
-                    trainer.save(Path(output), files)
+                    trainer.save(Path(output), beside)
                     terminal.note(f"stopped after step {trainer.steps_done} of {recipe.iters}; saved in {output}")
                     break
         summary = {

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from llmcli import loading, training
 from llmcli.cli import cli
 from llmcli.errors import InputError
+from tests.conftest import Result
 from tests.tiny import TEXT
 
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
@@ -111,6 +113,22 @@ def test_stdin_and_validation_files(folder: Path) -> None:
     assert result.exit_code == 0, result.stderr
     tokens = loading.load(folder / "model").tokenizer.encode((TEXT + "\n\n") * 3)
     assert json.loads(result.stdout)["val_tokens"] == len(tokens)
+
+
+def test_a_pattern_that_the_shell_expands(folder: Path, shell: Callable[..., Result]) -> None:
+    flags = f"--config {folder}/config.json {' '.join(FLAGS)} --iters 1 -q --json --output"
+    losses = []
+    for data in ("books/*.txt", "books"):
+        done = shell(f"llmcli train --data {folder}/{data} {flags} out")
+        assert done.code == 0, done.err
+        losses.append(json.loads(done.out)["val_loss"])
+    assert losses[0] == losses[1]
+
+
+def test_needs_data(folder: Path) -> None:
+    result = CliRunner().invoke(cli, ["train", "--output", str(folder / "model")])
+    assert result.exit_code == 2
+    assert "--data" in result.stderr
 
 
 def test_summary_in_words(folder: Path) -> None:
