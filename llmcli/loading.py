@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,21 @@ def load(
         raise ModelError(
             f"{path}: config.json asks for {model_config.n_layer} layers; there are {len(weights)} tensors"
         )
-    with torch.device("meta"):
-        model = model_cls(model_config)
-    tokenizer = Tokenizer.open(path if path.is_dir() else path.parent)
+    with ThreadPoolExecutor(1) as beside:  # GPT-2's own tokenizer takes as long to read as its weights
+        opening = beside.submit(Tokenizer.open, path if path.is_dir() else path.parent)
+        with torch.device("meta"):
+            model = model_cls(model_config)
+        renamed = model.rename(weights)
+        chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
+        _assign(model, renamed, chosen, where, path, progress)
+        if pack and where.type == "cpu" and registry.kernels is not None:
+            model.pack()
+        tokenizer = opening.result()
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ModelError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} entries, but vocab_size in config.json is "
             f"{model.config.vocab_size}: the files belong to different models"
         )
-    renamed = model.rename(weights)
-    chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
-    _assign(model, renamed, chosen, where, path, progress)
-    if pack and where.type == "cpu" and registry.kernels is not None:
-        model.pack()
     return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where)
 
 

@@ -176,9 +176,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, update: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         normed, x = add_layer_norm(update, x, self.ln_1.weight, self.ln_1.bias, eps=self.ln_1.eps)
-        update = F.dropout(self.attn(normed, cache), self.resid_pdrop, self.training)
+        update = self._drop(self.attn(normed, cache))
         normed, x = add_layer_norm(update, x, self.ln_2.weight, self.ln_2.bias, eps=self.ln_2.eps)
-        return x, F.dropout(self.mlp(normed), self.resid_pdrop, self.training)
+        return x, self._drop(self.mlp(normed))
+
+    def _drop(self, update: Tensor) -> Tensor:
+        return F.dropout(update, self.resid_pdrop) if self.training else update
 
 
 class GPT2(nn.Module):
