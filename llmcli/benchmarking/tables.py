@@ -124,7 +124,7 @@ def github_benchmark(results: Sequence[Document]) -> str:
 
 
 def describe(environment: Document, ceilings: Sequence[Document]) -> str:
-    """The machine, the software and the ceilings, in two lines."""
+    """The machine, the software and the ceilings, in one line each."""
     machine = [environment["cpu"] or environment["machine"], f"{environment['cores']} cores"]
     if environment["isa"]:
         machine.append(f"kernels for {environment['isa']}")
@@ -135,7 +135,8 @@ def describe(environment: Document, ceilings: Sequence[Document]) -> str:
         size = f" of {ceiling['buffer_bytes'] >> 20} MiB" if ceiling["buffer_bytes"] else ""
         threads = f" with {ceiling['n_threads']} threads"
         limits.append(f"{what}{size}{threads} {figure(ceiling['value'])} {ceiling['unit']}")
-    return ", ".join(machine + software) + "\nceilings: " + ("; ".join(limits) or "none measured") + "\n"
+    lines = [", ".join(machine + software)] + (["ceilings: " + "; ".join(limits)] if limits else [])
+    return "\n".join(lines) + "\n"
 
 
 def start_verdict(document: Document) -> str:

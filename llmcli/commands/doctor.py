@@ -105,14 +105,7 @@ def unread_variables() -> list[str]:
     from llmcli.diagnosis import VARIABLES
 
     context = click.get_current_context().find_root()
-    group = context.command
-    assert isinstance(group, click.Group)
-    read = {name for name in VARIABLES if name.startswith("LLMCLI_")}
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        for parameter in command.params if command else []:
-            if isinstance(parameter, click.Option) and parameter.allow_from_autoenv:
-                read.add(f"LLMCLI_{name}_{parameter.name}".upper())
+    read = {name for name in VARIABLES if name.startswith("LLMCLI_")} | flag_variables(context.command, context)
     problems = []
     for name in sorted(os.environ):
         if name.startswith("LLMCLI_") and name not in read:
@@ -120,3 +113,18 @@ def unread_variables() -> list[str]:
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{name} is set, but nothing reads it{hint}")
     return problems
+
+
+def flag_variables(command: click.Command, context: click.Context, prefix: str = "LLMCLI") -> set[str]:
+    """The variables that set a flag of the command or of a command below it."""
+    names = {
+        f"{prefix}_{parameter.name}".upper()
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and parameter.allow_from_autoenv
+    }
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None:
+                names |= flag_variables(below, context, f"{prefix}_{name}")
+    return names
