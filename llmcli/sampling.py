@@ -41,21 +41,15 @@ class Sampling:
         for field in fields(self):
             value = getattr(self, field.name)
             # bool is an int in Python, but `"top_k": true` in a record is a mistake
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputError(f"{field.name} must be a number, got {value!r}")
-        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number of at least 0")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+                raise InputError(f"{field.name} must be a finite number, got {value!r}")
+        _require("temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100")
         _require("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number, 0 for off")
         _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _require("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
-        _require(
-            "repetition_penalty",
-            self.repetition_penalty,
-            0 < self.repetition_penalty < math.inf,
-            "a finite number above 0, 1 for off",
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
-            value = getattr(self, name)
-            _require(name, value, math.isfinite(value), "a finite number, 0 for off")
+        # Within these bounds no penalty turns finite logits into infinite ones.
+        for name, low in (("repetition_penalty", 0.01), ("presence_penalty", -100), ("frequency_penalty", -100)):
+            _require(name, getattr(self, name), low <= getattr(self, name) <= 100, f"between {low} and 100")
 
     @property
     def penalises(self) -> bool:
@@ -109,10 +103,10 @@ def frequency_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
-    """(logits - max) / value: the same distribution as logits / value, without overflow for tiny values."""
+    """(logits - max) / value: the same distribution as logits / value, also for values that float32 rounds to 0."""
     highest = logits.amax(-1, keepdim=True)
     require_finite(highest)
-    return (logits - highest) / value
+    return (logits - highest) / max(value, torch.finfo(torch.float32).tiny)
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -191,6 +185,13 @@ def _keep(logits: Tensor, order: Tensor, bound: Tensor, room: Tensor) -> Tensor:
     """Keep logits (N, V) whose order is above bound (N, 1), and the first room (N, 1) of those that equal it."""
     equal = order == bound
     return logits.masked_fill(~((order > bound) | (equal & (equal.cumsum(-1) <= room))), -math.inf)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        return False
 
 
 def _require(name: str, value: float, holds: bool, expected: str) -> None:

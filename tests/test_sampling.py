@@ -82,8 +82,9 @@ def test_repetition_sees_the_prompt_and_presence_only_the_completion() -> None:
 
 def test_tiny_and_huge_temperatures_are_the_limits() -> None:
     logits = torch.tensor([[1000.0, 999.0, -1000.0]])
-    assert torch.softmax(temperature(logits, 1e-38), -1).tolist() == [[1.0, 0.0, 0.0]]
+    assert torch.softmax(temperature(logits, 1e-300), -1).tolist() == [[1.0, 0.0, 0.0]]
     assert torch.allclose(torch.softmax(temperature(logits, 1e30), -1), torch.full((1, 3), 1 / 3))
+    assert Sampling(temperature=1e-300).choose(logits, [0.999]).tolist() == [0]
 
 
 def kept(logits: torch.Tensor) -> list[list[int]]:
@@ -197,12 +198,16 @@ def test_largest_orders_ties_by_index() -> None:
         ("temperature", "hot"),
         ("top_k", -1),
         ("top_k", 2.5),
+        ("top_k", INF),
+        ("temperature", 10**400),
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("top_p", math.nan),
         ("min_p", -0.1),
         ("min_p", 1.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e300),
+        ("frequency_penalty", 1e300),
         ("repetition_penalty", INF),
         ("presence_penalty", math.nan),
         ("frequency_penalty", -INF),
