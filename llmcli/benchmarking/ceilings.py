@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from llmcli import ops
 from llmcli.benchmarking.environment import last_level_cache
 from llmcli.benchmarking.timing import Clock, Work, synchronized, time_once
+from llmcli.ops import registry
 
 ROUNDS = 5
 MATRIX_SIZE = 2048
@@ -72,13 +74,17 @@ def copy_patterns(device: torch.device) -> tuple[dict[str, Work], float]:
 
 
 def matrix_patterns(size: int, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Work], float]:
-    """The product of two square matrices, the second stored by rows or by columns, and its operations."""
+    """The product of two square matrices (torch's, the second stored by rows or by columns; ours), and its operations."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out, columns = torch.empty_like(a), b.t()
-    return {
-        "mm": lambda: torch.mm(a, b, out=out),
-        "mm transposed": lambda: torch.mm(a, columns, out=out),
-    }, 2.0 * size**3
+    patterns: dict[str, Work] = {
+        "torch.mm": lambda: torch.mm(a, b, out=out),
+        "torch.mm transposed": lambda: torch.mm(a, columns, out=out),
+    }
+    if registry.kernels is not None and device.type == "cpu":
+        packed = ops.linear_pack(b)
+        patterns["llmcli linear"] = lambda: ops.linear(a, packed, None, size)
+    return patterns, 2.0 * size**3
 
 
 def matrix_size(dtype: torch.dtype, device: torch.device, clock: Clock) -> int:
