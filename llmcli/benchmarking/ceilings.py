@@ -74,7 +74,7 @@ def copy_patterns(device: torch.device) -> tuple[dict[str, Work], float]:
 
 
 def matrix_patterns(size: int, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Work], float]:
-    """The product of two square matrices (torch's, the second stored by rows or by columns; ours), and its operations."""
+    """The product of two square matrices, by torch (the second stored by rows or columns) and by us; its operations."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out, columns = torch.empty_like(a), b.t()
     patterns: dict[str, Work] = {

@@ -165,7 +165,7 @@ def plan_tests(
 
     from llmcli.benchmarking.model_speed import speed_tests
 
-    room = max(1, context - max(1, *depth))
-    prompts = [min(DEFAULT_PROMPT, room)] if prompt_tokens is None else prompt_tokens
-    generations = [min(DEFAULT_GEN, room)] if gen_tokens is None else gen_tokens
+    deepest = max(depth)
+    prompts = [min(DEFAULT_PROMPT, max(1, context - deepest))] if prompt_tokens is None else prompt_tokens
+    generations = [min(DEFAULT_GEN, max(1, context - (deepest or 1)))] if gen_tokens is None else gen_tokens
     return speed_tests(prompts, generations, depth, batch_size, threads or [torch.get_num_threads()], context=context)

@@ -92,9 +92,10 @@ def test_few_repetitions_have_no_interval(bench: Callable[..., Any]) -> None:
     assert "no 95 % interval" in result.stderr
 
 
-def test_default_sizes_shrink_to_the_context(bench: Callable[..., Any]) -> None:
-    document = json.loads(bench("--json -d 8 -r 1").stdout)
-    assert [(test["n_prompt"], test["n_gen"]) for test in document["results"]] == [(56, 0), (0, 56)]
+@pytest.mark.parametrize(("depth", "sizes"), [(0, [(64, 0), (0, 63)]), (8, [(56, 0), (0, 56)])])
+def test_default_sizes_shrink_to_the_context(bench: Callable[..., Any], depth: int, sizes: list[Any]) -> None:
+    document = json.loads(bench(f"--json -d {depth} -r 1").stdout)
+    assert [(test["n_prompt"], test["n_gen"]) for test in document["results"]] == sizes
 
 
 def test_random_weights_in_a_shape(bench: Callable[..., Any], tiny_gpt2: Path) -> None:
