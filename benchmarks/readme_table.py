@@ -3,8 +3,9 @@
     python benchmarks/readme_table.py           # rewrite what stands between the markers
     python benchmarks/readme_table.py --check   # exit 1 when a page does not say what the results say
 
-`<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator; both end at
-`<!-- /bench -->`.
+`<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator and the
+models; both end at `<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json
+(`benchmarks/start.py`) and <machine>.models.json (`llmcli bench`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmcli.benchmarking.tables import KERNEL_COLUMNS, describe, figure, kernel_row, markdown
+from llmcli.benchmarking.tables import (
+    KERNEL_COLUMNS,
+    SPEED_COLUMNS,
+    describe,
+    figure,
+    kernel_row,
+    markdown,
+    speed_row,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,22 +55,30 @@ def start_line(document: dict[str, Any]) -> str:
     )
 
 
+def heading(command: str, document: dict[str, Any]) -> str:
+    """What was run, when, where, and the ceilings."""
+    facts = document["environment"]
+    machine = " ".join(describe(facts, document["ceilings"]).replace("\nceilings", "; ceilings").split())
+    load = f", load average {facts['load_average'][0]:g}" if facts["load_average"] else ""
+    return f"`{command}` on {facts['date'][:10]}{load}: {machine}."
+
+
 def render(results: dict[str, dict[str, Any]], *, every: bool) -> str:
     """Everything between the markers: per machine, what made the table, the table, the start."""
     parts = []
     for name, document in results.items():
         if document["schema"] != "llmcli/bench-kernels/1":
             continue
-        facts = document["environment"]
-        machine = " ".join(describe(facts, document["ceilings"]).replace("\nceilings", "; ceilings").split())
-        parts.append(
-            f"`llmcli bench kernels -t {facts['threads']} --json -o benchmarks/results/` on {facts['date'][:10]}: "
-            f"{machine}. Rates and the ratio are medians; the interval is the ratio's.\n\n"
-        )
+        command = f"llmcli bench kernels -t {document['environment']['threads']} --json -o benchmarks/results/"
+        parts.append(f"{heading(command, document)} Rates and the ratio are medians; the interval is the ratio's.\n\n")
         parts.append(kernel_table(document, every=every) + "\n")
-        start = results.get(name.removesuffix(".json") + ".start.json")
-        if start is not None:
-            parts.append(start_line(start) + "\n")
+        machine = name.removesuffix(".json")
+        if f"{machine}.start.json" in results:
+            parts.append(start_line(results[f"{machine}.start.json"]) + "\n")
+        if every and f"{machine}.models.json" in results:
+            models = results[f"{machine}.models.json"]
+            parts.append(f"{heading('llmcli bench', models)}\n\n")
+            parts.append(markdown(SPEED_COLUMNS, [speed_row(result) for result in models["results"]]) + "\n")
     return "".join(parts).rstrip("\n") + "\n" if parts else ""
 
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from llmcli.benchmarking.environment import environment, machine_name
+from llmcli.benchmarking.kernel_speed import estimate_json
 from llmcli.benchmarking.statistics import estimate
 from llmcli.benchmarking.tables import start_verdict
 
@@ -50,7 +51,7 @@ def measure(rounds: int) -> dict[str, object]:
         "schema": "llmcli/bench-start/1",
         "generate_s": round(estimate(samples["generate"]).median, 4),
         "import_torch_s": round(estimate(samples["import_torch"]).median, 4),
-        "difference_s": {"median": round(extra.median, 4), "ci_low": extra.low, "ci_high": extra.high},
+        "difference_s": estimate_json(extra),
         "goal_difference_s": 0.5,
         "samples_s": {name: [round(x, 4) for x in values] for name, values in samples.items()},
         "environment": environment(),

@@ -34,10 +34,19 @@ DOCUMENT = {
     "schema": "llmcli/bench-kernels/1",
     "environment": {
         "cpu": "A CPU", "machine": "x86_64", "cores": 2, "threads": 2, "isa": "avx512", "llmcli": "1", "torch": "2",
-        "date": "2026-01-02T03:04:05",
+        "date": "2026-01-02T03:04:05", "load_average": [0.25, 0, 0],
     },
     "ceilings": [],
     "results": [RESULT, RESULT | {"op": "gelu", "goal_ratio": None, "verdict": None}],
+}  # fmt: skip
+MODELS = DOCUMENT | {
+    "schema": "llmcli/bench/1",
+    "results": [
+        {
+            "model": "m", "test": "tg128", "dtype": "float32", "n_threads": 2, "n_batch": 1, "median_ts": 30.0,
+            "ci_low_ts": None, "ci_high_ts": None, "roofline_pct": 70.0,
+        }
+    ],
 }  # fmt: skip
 START = {
     "schema": "llmcli/bench-start/1", "generate_s": 2.0, "import_torch_s": 1.6, "goal_difference_s": 0.5,
@@ -59,15 +68,20 @@ def test_results_were_not_broken_off() -> None:
 
 
 def test_only_goals_in_short_and_everything_in_long() -> None:
+    results = {"m.json": DOCUMENT, "m.start.json": START, "n.start.json": START, "m.models.json": MODELS}
     page = "a\n<!-- bench:kernels -->\nold\n<!-- /bench -->\nb\n<!-- bench:kernels all -->\n<!-- /bench -->\nc\n"
-    after = readme_table.rewritten(page, {"m.json": DOCUMENT, "m.start.json": START, "n.start.json": START})
+    after = readme_table.rewritten(page, results)
     assert "old" not in after
     assert after.count("| softmax |") == 2
     assert after.count("| gelu |") == 1
     assert after.count("goal ≤ 0.5 s: met") == 2
-    assert "`llmcli bench kernels -t 2 --json -o benchmarks/results/` on 2026-01-02: A CPU, 2 cores" in after
+    assert (
+        "`llmcli bench kernels -t 2 --json -o benchmarks/results/` on 2026-01-02, load average 0.25: A CPU, 2 cores"
+        in after
+    )
     assert (after[:2], after[-2:]) == ("a\n", "c\n")
-    assert readme_table.rewritten(after, {"m.json": DOCUMENT, "m.start.json": START, "n.start.json": START}) == after
+    assert readme_table.rewritten(after, results) == after
+    assert after.count("tg128") == 1
     assert "|" not in readme_table.rewritten(page, {})
 
 
