@@ -17,6 +17,7 @@ from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
+from llmcli.nn.linear import Linear
 from llmcli.ops import registry
 from llmcli.tokenizer import Tokenizer
 
@@ -84,8 +85,9 @@ def load(
             model = model_cls(model_config)
         renamed = model.rename(weights)
         chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
-        _assign(model, renamed, chosen, where, path, progress)
-        if pack and where.type == "cpu" and registry.kernels is not None:
+        pack = pack and where.type == "cpu" and registry.kernels is not None
+        _assign(model, renamed, chosen, where, pack, path, progress)
+        if pack:
             model.pack()
         tokenizer = opening.result()
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -115,10 +117,11 @@ def _assign(
     weights: dict[str, torch.Tensor],
     dtype: torch.dtype,
     device: torch.device,
+    pack: bool,
     path: Path,
     progress: Progress | None,
 ) -> None:
-    """Put each tensor in its place, cast, moved and checked one at a time."""
+    """Put each tensor in its place, cast, moved, checked and packed one at a time, so that copies do not add up."""
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     for names, problem in ((missing, "is missing"), (unknown, "has no place in this architecture")):
@@ -140,8 +143,11 @@ def _assign(
         # One sum finds any NaN or infinity at the speed of memory, and reads pages that the first token needs anyway.
         if not tensor.sum(dtype=torch.float32).isfinite():
             raise ModelError(f"{path}: {name} holds NaN or infinity in {dtype}: fetch it again, or use --dtype float32")
-        module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor))
+        where, _, leaf = name.rpartition(".")
+        module = model.get_submodule(where)
+        setattr(module, leaf, torch.nn.Parameter(tensor))
+        if pack and leaf == "weight" and isinstance(module, Linear):
+            module.pack()
         if progress is not None:
             progress(done, total)
 

@@ -20,8 +20,7 @@ from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.ops import add_layer_norm, attention, gelu, linear, linear_pack, softmax
 
-# Prompts are read in pieces of this many positions, always counted from position 0: memory stays bounded, and a matrix
-# product sees the same number of rows whatever the length of the prompt, except in its last piece.
+# Prompts are read in pieces of this many positions, always counted from position 0, so that memory stays bounded.
 CHUNK = 512
 
 ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -354,7 +353,8 @@ class GPT2(nn.Module):
         if self.config.position_embedding_type == "learned":
             return self.wpe.weight
         if self._sinusoids is None or self._sinusoids.dtype != like.dtype or self._sinusoids.device != like.device:
-            self._sinusoids = sinusoids(self.config.n_positions, self.config.n_embd).to(like)
+            with torch.inference_mode(False):  # training may use what an evaluation made
+                self._sinusoids = sinusoids(self.config.n_positions, self.config.n_embd).to(like)
         return self._sinusoids
 
 

@@ -21,7 +21,9 @@ class Linear(nn.Linear):
         """Leave the memory as it is, so that a model on the meta device costs nothing."""
 
     def pack(self) -> None:
-        """Pack the weight and let go of the plain one: from now on the layer only runs forward."""
+        """Pack the weight, once, and let go of the plain one: from now on the layer only runs forward."""
+        if self.packed is not None:
+            return
         self.packed = linear_pack(self.weight.detach())
         self.register_parameter("weight", None)
 
