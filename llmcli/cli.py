@@ -34,7 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
 ALIASES = {"ppl": "perplexity"}
 
 SIGINT, SIGPIPE, SIGTERM = 130, 141, 143  # 128 + the signal's number, as a shell reports it
-_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
+_MEMORY = (
+    "not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc",
+    "failed to map segment",
+)  # fmt: skip
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -144,6 +147,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 5, f"error: expected an existing file, got '{error.filename}', which does not exist"
         if number in _UNWRITABLE:
             return 2, f"error: cannot use '{error.filename}': {error.strerror}"
+    if isinstance(error, ImportError) and not (error.name or "").startswith("llmcli."):
+        return 6, f"error: expected a working installation, got: {text}; reinstall llmcli and torch"
     kind = type(error).__name__
     return (
         1,

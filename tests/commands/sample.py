@@ -30,6 +30,8 @@ FAILURES = {
     "torch-memory": RuntimeError(
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried"
     ),
+    "library": ImportError("libtorch.so: cannot open shared object file", name="torch"),
+    "mapping": ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     "interrupt": KeyboardInterrupt(),
     "full": OSError(28, "No space left on device", "out.txt"),
     "missing": FileNotFoundError(2, "No such file or directory", "in.txt"),
