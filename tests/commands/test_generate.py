@@ -239,16 +239,19 @@ def test_invalid_utf8_names_its_offset(run: Run) -> None:
     assert run("--encoding-errors", "replace", stdin=b"The \xff sea").stdout == run("The \ufffd sea").stdout
 
 
-def test_weights_that_are_not_numbers_are_a_model_error(tiny_gpt2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("value", "words"), [(math.nan, "NaN"), (3e38, "logits are not finite")])
+def test_weights_that_spoil_the_logits_are_a_model_error(
+    tiny_gpt2: Path, tmp_path: Path, value: float, words: str
+) -> None:
     model = tmp_path / "broken"
     shutil.copytree(tiny_gpt2, model)
     tensors = {name: tensor.clone() for name, tensor in safetensors.open(model).items()}
-    next(tensor for name, tensor in tensors.items() if "ln_f" in name).fill_(math.nan)
+    next(tensor for name, tensor in tensors.items() if name.endswith("ln_f.weight")).fill_(value)
     (model / "model.safetensors").unlink()
     safetensors.save(model / "model.safetensors", tensors)
     result = CliRunner().invoke(cli, ["generate", "-m", str(model), "The sea", "-o", str(tmp_path / "out")])
     assert result.exit_code == 5
-    assert "not finite" in result.stderr
+    assert words in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -367,3 +370,15 @@ def test_figures_appear_on_a_terminal(
     assert process.returncode == 0
     assert b"tokens in" not in out
     assert b"wrote 4" in os.read(terminal[0], 4096)
+
+
+def test_the_embedded_model_writes_words_without_being_named(shell: Shell) -> None:
+    line = "llmcli generate 'Once upon a time' -n 40 --offline"
+    result = shell(f"{line} </dev/null; {line} --json </dev/null")
+    assert (result.code, result.err) == (0, "")
+    text, _, rest = result.out.partition("\n{\n")
+    got = json.loads("{" + rest)
+    assert got["model"] == "default"
+    assert got["choices"][0]["text"] == text
+    words = text.split()
+    assert sum(word.strip(".,;!?\"'").isalpha() for word in words) > 0.8 * len(words) > 10
