@@ -170,8 +170,8 @@ def choose_device(name: str) -> torch.device:
 def _automatic_dtype(weights: dict[str, torch.Tensor], device: torch.device) -> torch.dtype:
     """The checkpoint's own precision, but float32 for float16 on a CPU.
 
-    bfloat16 is the faster one for prompts and for single tokens, so a bfloat16 checkpoint is not widened; float32
-    holds every float16 exactly, while bfloat16 would round it, and CPUs have no fast float16 products.
+    bfloat16 is the faster one for prompts and for single tokens, so a bfloat16 checkpoint is not widened. float32 holds
+    every float16 exactly, cannot overflow, and reads prompts faster (docs/LOG.md has the figures).
     """
     stored = next(iter(weights.values())).dtype
     return torch.float32 if device.type == "cpu" and stored == torch.float16 else stored
