@@ -9,7 +9,17 @@ import click
 
 from llmcli.commands.bench_kernels import kernels
 from llmcli.commands.measuring import FORMATS, Dtypes, Sizes, complain, emit, warn_of_load
-from llmcli.commands.options import Command, Device, ModelChoice, option, output_options, verbosity_options
+from llmcli.commands.options import (
+    Command,
+    ModelChoice,
+    device_option,
+    model_option,
+    offline_option,
+    option,
+    output_options,
+    require_kernels_option,
+    verbosity_options,
+)
 from llmcli.commands.progress import Progress
 from llmcli.commands.terminal import open_output
 from llmcli.errors import InputError
@@ -36,13 +46,7 @@ class Bench(Command, click.Group):
         ("single operators beside torch's", "llmcli bench kernels"),
     ],
 )
-@option(
-    "-m",
-    "--model",
-    aliases=["--checkpoint"],
-    metavar="MODEL",
-    help="A directory, a file, an alias, or user/name on the Hugging Face hub. [default: the embedded model]",
-)
+@model_option
 @option(
     "--random",
     metavar="SHAPE",
@@ -56,9 +60,9 @@ class Bench(Command, click.Group):
 @option("--warmup", type=click.IntRange(0, 100), default=1, metavar="N", help="Samples that are thrown away first.")
 @option("--dtype", type=Dtypes(), default="auto", help="Precision of weights and activations.")
 @option("-t", "--threads", type=Sizes(1), help="CPU threads. [default: torch's]")
-@option("--device", type=Device(), default="auto", help="Where to compute.")
-@option("--require-kernels", is_flag=True, help="Exit 6 where an op would run without its kernel.")
-@option("--offline", is_flag=True, help="Never use the network; also HF_HUB_OFFLINE=1.")
+@device_option
+@offline_option
+@require_kernels_option
 @output_options(*FORMATS)
 @verbosity_options
 @click.pass_context

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from llmcli.commands.measuring import FORMATS, Dtypes, complain, emit, warn_of_load
-from llmcli.commands.options import Command, Engine, Number, option, output_options, verbosity_options
+from llmcli.commands.options import (
+    Command,
+    Engine,
+    Number,
+    option,
+    output_options,
+    require_kernels_option,
+    verbosity_options,
+)
 from llmcli.commands.progress import Progress
 from llmcli.commands.terminal import open_output
 from llmcli.errors import InputError
@@ -39,7 +47,7 @@ OPERATORS = ("attention", "softmax", "layer_norm", "add_layer_norm", "rms_norm",
 )
 @option("--warmup", type=click.IntRange(0, 100), default=1, metavar="N", help="Rounds that are thrown away first.")
 @option("--shrink", type=click.IntRange(1), default=1, metavar="N", help="Divide the sizes by N: a trial, no verdicts.")
-@option("--require-kernels", is_flag=True, help="Exit 6 where an op would run without its kernel.")
+@require_kernels_option
 @output_options(*FORMATS)
 @verbosity_options
 @click.pass_context

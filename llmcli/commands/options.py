@@ -199,7 +199,7 @@ def _gather(function: Function, kind: type[Any], argument: str, decorators: Iter
     return gathered
 
 
-_MODEL = option(
+model_option = option(
     "-m",
     "--model",
     aliases=["--checkpoint"],
@@ -207,7 +207,7 @@ _MODEL = option(
     metavar="MODEL",
     help="A directory, a file, an alias, or user/name on the Hugging Face hub. [default: the embedded model]",
 )
-_OFFLINE = option("--offline", is_flag=True, help="Never use the network; also HF_HUB_OFFLINE=1.")
+offline_option = option("--offline", is_flag=True, help="Never use the network; also HF_HUB_OFFLINE=1.")
 device_option = option("--device", type=Device(), default="auto", help="Where to compute.")
 require_kernels_option = option(
     "--require-kernels", is_flag=True, help="Exit 6 where an operator would run without its kernel."
@@ -232,7 +232,7 @@ def engine_options(function: Function) -> Function:
 
 def model_options(function: Function) -> Function:
     """Add -m, --offline and the flags of `engine_options`; the command gets them as `choice: ModelChoice`."""
-    return _gather(function, ModelChoice, "choice", (_MODEL, *_ENGINE, _OFFLINE))
+    return _gather(function, ModelChoice, "choice", (model_option, *_ENGINE, offline_option))
 
 
 def tokenizer_options(function: Function) -> Function:
@@ -243,7 +243,7 @@ def tokenizer_options(function: Function) -> Function:
         values["model"] = values["model"] or "default"
         return function(*args, **values)
 
-    return _MODEL(_OFFLINE(named))
+    return model_option(offline_option(named))
 
 
 def prompt_options(function: Function) -> Function:
