@@ -3,6 +3,9 @@
 #include "linear.h"
 #include "softmax.h"
 #include "tile.h"
+#if defined(LLMCLI_HAS_BF16)
+#include "tile_bf16.h"
+#endif
 #include "attention.h"
 
 #include "table.h"

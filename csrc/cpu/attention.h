@@ -8,11 +8,12 @@
 // A block without visible keys, and a hidden key in a block (p = 0), leave every bit as it was; so tiles,
 // chunks of queries, batches, threads and splits of the keys over threads cannot be told from the result.
 //
-// Work: a tile of kAttentionRows rows walks over the blocks; K and V are packed once per block and tile, all
+// Work: a tile of kAttentionRows rows walks over the blocks; K and V are packed once per head and thread, all
 // else stays in cache. Few rows and many keys (decoding): an item is one block, and a second pass merges.
 // Traffic: K and V once per tile, so from memory once per group when decoding; q and out once.
 #pragma once
 #include "attention_tile.h"
+#include "attention_block.h"
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
@@ -123,8 +124,9 @@ void attention_merge_items(const AttentionArgs& a, int64_t begin, int64_t end, v
   }
 }
 
-template <class P, typename T>
+template <typename T>
 void attention_pass(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
+  using P = typename ProductOf<T>::type;
   switch (pass) {
     case AttentionPass::whole:
       return attention_items<P, T>(a, begin, end, scratch);
@@ -138,14 +140,17 @@ void attention_pass(const AttentionArgs& a, AttentionPass pass, int64_t begin, i
 void attention(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
   switch (a.dtype) {
     case DType::f32:
-      return attention_pass<WideProduct, float>(a, pass, begin, end, scratch);
+      return attention_pass<float>(a, pass, begin, end, scratch);
     case DType::bf16:
-      return attention_pass<WideProduct, bf16>(a, pass, begin, end, scratch);
+      return attention_pass<bf16>(a, pass, begin, end, scratch);
     case DType::f16:
-      return attention_pass<WideProduct, f16>(a, pass, begin, end, scratch);
+      return attention_pass<f16>(a, pass, begin, end, scratch);
   }
 }
 
-int64_t attention_scratch(const AttentionArgs& a) { return AttentionTile<WideProduct>::bytes(a.D); }
+int64_t attention_scratch(const AttentionArgs& a) {
+  return a.dtype == DType::bf16 ? AttentionTile<ProductOf<bf16>::type>::bytes(a)
+                                : AttentionTile<WideProduct>::bytes(a);
+}
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

@@ -62,7 +62,7 @@ struct AttentionArgs {
 };
 enum class AttentionPass { whole, split, merge };
 constexpr int64_t kAttentionBlock = 128;  // keys; part of the arithmetic, see attention.h
-constexpr int64_t kAttentionRows = 96;    // rows of a tile; a multiple of every ISA's register tile
+constexpr int64_t kAttentionRows = 48;    // rows of a tile; a multiple of every ISA's register tile
 inline int64_t attention_tiles(const AttentionArgs& a) {  // of one key/value head
   return (a.T * (a.H / a.G) + kAttentionRows - 1) / kAttentionRows;
 }

@@ -22,3 +22,9 @@
 #endif
 
 #define LLMCLI_INLINE inline __attribute__((always_inline))
+// Before a loop over registers: an array that it indexes stays in registers only when the loop is unrolled.
+#if defined(__clang__)
+#define LLMCLI_UNROLL LLMCLI_PRAGMA(unroll)
+#else
+#define LLMCLI_UNROLL LLMCLI_PRAGMA(GCC unroll 16)
+#endif

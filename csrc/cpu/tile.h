@@ -40,10 +40,14 @@ struct WideProduct {
   static constexpr bool in_place(const T*) {
     return false;
   }
-  // Makes packed depths from n on zero; needed where a step multiplies several of them.
+  // Makes packed depths from n to the end of n's step zero.
   static LLMCLI_INLINE void clear_after(float*, int64_t, int64_t) {}
 
-  // N elements of a row, zeros past its end.
+  // One vector of a row's elements; with n, zeros from the n-th on.
+  template <typename T>
+  static LLMCLI_INLINE F words(const T* p) {
+    return LLMCLI_ISA::load(p);
+  }
   template <typename T>
   static LLMCLI_INLINE F words(const T* p, int64_t n) {
     return n >= N ? LLMCLI_ISA::load(p) : load_n(p, n);
@@ -64,26 +68,23 @@ struct WideProduct {
 template <class P, typename T>
 LLMCLI_INLINE void pack_transposed(typename P::Element* to, const T* from, int64_t stride, int64_t n,
                                    int64_t depth) {
-  constexpr int kStep = N * P::kPair;
-  for (int64_t d = 0; d < depth; d += kStep) {
-    const int64_t words = (depth - d + P::kPair - 1) / P::kPair;
-    for (int64_t c = 0; c < n; c += N) {
+  constexpr int64_t kStep = N * P::kPair;
+  for (int64_t c = 0; c < n; c += N)
+    for (int64_t d = 0; d < depth; d += kStep) {
+      const T* const x = from + c * stride + d;
+      float* const y = reinterpret_cast<float*>(to) + d / P::kPair * kPanel + c;
       F r[N];
-      if (n - c >= N) {
-        for (int i = 0; i < N; ++i) r[i] = P::words(from + (c + i) * stride + d, depth - d);
+      if (n - c >= N && depth - d >= kStep) {
+        LLMCLI_UNROLL for (int i = 0; i < N; ++i) r[i] = P::words(x + i * stride);
+        transpose(r);
+        LLMCLI_UNROLL for (int i = 0; i < N; ++i) LLMCLI_ISA::store(y + i * kPanel, r[i]);
       } else {
-        for (int i = 0; i < N; ++i)
-          r[i] = c + i < n ? P::words(from + (c + i) * stride + d, depth - d) : zero();
-      }
-      transpose(r);
-      float* column = reinterpret_cast<float*>(to) + (d / P::kPair) * kPanel + c;
-      if (words >= N) {
-        for (int i = 0; i < N; ++i) LLMCLI_ISA::store(column + i * kPanel, r[i]);
-      } else {
-        for (int i = 0; i < words; ++i) LLMCLI_ISA::store(column + i * kPanel, r[i]);
+        for (int i = 0; i < N; ++i) r[i] = c + i < n ? P::words(x + i * stride, depth - d) : zero();
+        transpose(r);
+        const int64_t words = (depth - d + P::kPair - 1) / P::kPair;
+        for (int i = 0; i < N && i < words; ++i) LLMCLI_ISA::store(y + i * kPanel, r[i]);
       }
     }
-  }
 }
 
 // One register tile; take(row, vector, sum) receives each vector of the result.
@@ -91,19 +92,19 @@ template <class P, int kRows, int kVectors, class Take>
 LLMCLI_INLINE void register_tile(const typename P::Element* a, int64_t a_stride, const typename P::Element* b,
                                  int64_t b_stride, int64_t steps, const Take& take) {
   F sum[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = zero();
+  LLMCLI_UNROLL for (int i = 0; i < kRows; ++i) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[i][v] =
+      zero();
   for (int64_t k = 0; k < steps; ++k) {
     F y[kVectors];
-    for (int v = 0; v < kVectors; ++v) y[v] = P::load(b + v * N * P::kPair);
-    for (int i = 0; i < kRows; ++i) {
+    LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) y[v] = P::load(b + v * N * P::kPair);
+    LLMCLI_UNROLL for (int i = 0; i < kRows; ++i) {
       const F x = P::broadcast(a + i * a_stride + k * P::kPair);
-      for (int v = 0; v < kVectors; ++v) sum[i][v] = P::multiply_add(x, y[v], sum[i][v]);
+      LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[i][v] = P::multiply_add(x, y[v], sum[i][v]);
     }
     b += b_stride;
   }
-  for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < kVectors; ++v) take(i, v, sum[i][v]);
+  LLMCLI_UNROLL for (int i = 0; i < kRows; ++i) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v)
+      take(i, v, sum[i][v]);
 }
 
 // `vectors` vectors of columns for kRows rows, a register tile at a time.
@@ -142,5 +143,11 @@ LLMCLI_INLINE void tile(int64_t rows, const typename P::Element* a, int64_t a_st
   }
   if (rows - i >= 1) tile_columns<P, 1>(a + i * a_stride, a_stride, b, b_stride, vectors, steps, shifted);
 }
+
+// The Product for tensors of T; tile_bf16.h knows a better one for bfloat16.
+template <typename T>
+struct ProductOf {
+  using type = WideProduct;
+};
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

@@ -100,7 +100,7 @@ LLMCLI_INLINE F ldexp(F x, F n) {
 // r[i][j] becomes r[j][i].
 LLMCLI_INLINE void transpose(F (&r)[N]) {
   F t[N];
-  for (int i = 0; i < N; i += 4) {  // 4 x 4 blocks of floats inside each 128-bit lane
+  LLMCLI_UNROLL for (int i = 0; i < N; i += 4) {  // 4 x 4 blocks of floats inside each 128-bit lane
     const F a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
     const F c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
     t[i] = _mm256_shuffle_ps(a, c, 0x44);
@@ -108,7 +108,7 @@ LLMCLI_INLINE void transpose(F (&r)[N]) {
     t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
     t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
   }
-  for (int i = 0; i < 4; ++i) {
+  LLMCLI_UNROLL for (int i = 0; i < 4; ++i) {
     r[i] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
     r[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
   }

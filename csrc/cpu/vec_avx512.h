@@ -87,7 +87,7 @@ LLMCLI_INLINE F ldexp(F x, F n) { return _mm512_scalef_ps(x, n); }  // x * 2^n f
 // r[i][j] becomes r[j][i].
 LLMCLI_INLINE void transpose(F (&r)[N]) {
   F t[N];
-  for (int i = 0; i < N; i += 4) {  // 4 x 4 blocks of floats inside each 128-bit lane
+  LLMCLI_UNROLL for (int i = 0; i < N; i += 4) {  // 4 x 4 blocks of floats inside each 128-bit lane
     const F a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
     const F c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
     t[i] = _mm512_shuffle_ps(a, c, 0x44);
@@ -95,7 +95,7 @@ LLMCLI_INLINE void transpose(F (&r)[N]) {
     t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
     t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
   }
-  for (int i = 0; i < 4; ++i) {  // then the 4 x 4 arrangement of those lanes
+  LLMCLI_UNROLL for (int i = 0; i < 4; ++i) {  // then the 4 x 4 arrangement of those lanes
     const F a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
     const F c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88);
     const F d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
