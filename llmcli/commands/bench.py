@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.bench_compare import compare
 from llmcli.commands.bench_kernels import kernels
 from llmcli.commands.measuring import FORMATS, Dtypes, Sizes, complain, emit, warn_of_load
 from llmcli.commands.options import (
@@ -38,7 +39,7 @@ class Bench(Command, click.Group):
     "bench",
     cls=Bench,
     invoke_without_command=True,
-    subcommand_metavar="[kernels …]",
+    subcommand_metavar="[kernels …|compare …]",
     examples=[
         ("prefill of 512 tokens and decode of 128 with the embedded model", "llmcli bench"),
         ("decode at growing depths, in two precisions", "llmcli bench -m gpt2 --dtype float32,bfloat16 -d 0-896+128"),
@@ -85,6 +86,7 @@ def command(ctx: click.Context, /, format: str, output: str | None, **flags: Any
 
 
 command.add_command(kernels)
+command.add_command(compare)
 
 
 def measure(

@@ -1,0 +1,125 @@
+"""`bench compare`: verdicts by whole intervals, and the exit codes 0, 3 and 4."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from click.testing import Result as Invoked
+
+from llmcli.benchmarking.comparison import change
+from llmcli.cli import cli
+from tests.conftest import Result
+
+
+def speed(median: float, low: float | None, high: float | None, test: str = "pp8") -> dict[str, Any]:
+    where = {"test": test, "dtype": "float32", "n_threads": 2, "n_batch": 1, "device": "cpu"}
+    return {**where, "median_ts": median, "ci_low_ts": low, "ci_high_ts": high}
+
+
+def write(path: Path, *results: dict[str, Any], schema: str = "llmcli/bench/1", **more: Any) -> str:
+    path.write_text(json.dumps({"schema": schema, "environment": {"cpu": "x"}, "results": results, **more}))
+    return str(path)
+
+
+def compare(*arguments: str) -> Invoked:
+    return CliRunner().invoke(cli, ["bench", "compare", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict"),
+    [
+        ((100, 99, 101), "no slower"),
+        ((96, 96, 96), "no slower"),
+        ((120, 119, 121), "faster"),
+        ((90, 89, 91), "slower"),
+        ((95, 90, 100), "inconclusive"),
+        ((200, 1, 300), "inconclusive"),
+        ((200, None, None), "inconclusive"),
+    ],
+)
+def test_the_whole_interval_decides(second: tuple[float, float | None, float | None], verdict: str) -> None:
+    assert change("x", (100, 99.5, 100.5), second, 0.05).verdict == verdict
+    assert change("x", (100, None, 100.5), second, 0.05).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("second", "code", "verdict"),
+    [
+        ([speed(100, 99, 101)], 0, "no slower"),
+        ([speed(80, 79, 81)], 3, "slower"),
+        ([speed(95, 80, 110)], 4, "inconclusive"),
+        ([speed(95, 80, 110), speed(80, 79, 81, "tg4")], 3, "slower"),
+    ],
+)
+def test_exit_codes(tmp_path: Path, second: list[dict[str, Any]], code: int, verdict: str) -> None:
+    first = write(tmp_path / "a.json", speed(100, 99, 101), speed(100, 99, 101, "tg4"))
+    other = write(tmp_path / "b.json", *second)
+    result = compare(first, other, "--json")
+    assert result.exit_code == code
+    document = json.loads(result.stdout)
+    assert document["schema"] == "llmcli/bench-compare/1"
+    assert document["verdict"] == verdict
+    assert document["only_in_one"] == (["tg4 float32 2 1 cpu"] if len(second) == 1 else [])
+    text = compare(first, other)
+    assert text.exit_code == code
+    assert verdict in text.stdout
+    assert compare(first, other, "--format", "md").stdout.count("\n") == 2 + len(second)
+
+
+def test_tolerance(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a", speed(100, 99, 101)), write(tmp_path / "b", speed(80, 79, 81))
+    assert compare(first, second, "--tolerance", "25").exit_code == 0
+    assert compare(second, first).exit_code == 0
+
+
+def test_operators_are_compared_by_their_ratio_to_torch(tmp_path: Path) -> None:
+    def operator(median: float) -> dict[str, Any]:
+        name = {"op": "softmax", "variant": "new", "shape": "8x8", "dtype": "float32"}
+        return {**name, "ratio": {"median": median, "ci_low": median * 0.99, "ci_high": median * 1.01}}
+
+    paths = [write(tmp_path / str(n), operator(n), schema="llmcli/bench-kernels/1") for n in (2, 1)]
+    assert compare(*paths).exit_code == 3
+    assert compare(*reversed(paths)).exit_code == 0
+    assert compare(paths[0], write(tmp_path / "a", speed(1, 1, 1))).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", 5),
+        ("[]", 5),
+        ('{"schema": "llmcli/doctor/1"}', 5),
+        ('{"schema": "llmcli/bench/1"}', 5),
+        ('{"schema": "llmcli/bench/1", "results": [1]}', 5),
+        ('{"schema": "llmcli/bench/1", "results": [{}]}', 5),
+        ('{"schema": "llmcli/bench/1", "results": []}', 2),
+        ('{"schema": "llmcli/bench/1", "results": [], "interrupted": true}', 5),
+        (json.dumps({"schema": "llmcli/bench/1", "results": [speed(0, 0, 0)]}), 5),
+        (json.dumps({"schema": "llmcli/bench/1", "results": [speed(1, 1, 1)] * 2}), 5),
+    ],
+)
+def test_malformed_documents(tmp_path: Path, text: str, code: int) -> None:
+    (tmp_path / "bad").write_text(text)
+    result = compare(write(tmp_path / "good", speed(1, 1, 1)), str(tmp_path / "bad"))
+    assert result.exit_code == code
+    assert result.stderr.count("\n") == 1
+    assert compare(str(tmp_path / "missing"), str(tmp_path / "bad")).exit_code == 5
+
+
+def test_other_machines_are_named(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", speed(1, 1, 1))
+    second = write(tmp_path / "b", speed(1, 1, 1), environment={"cpu": "y"})
+    assert "two machines" in compare(first, second).stderr
+
+
+def test_in_a_shell(shell: Callable[..., Result], tmp_path: Path) -> None:
+    write(tmp_path / "a", speed(100, 99, 101))
+    write(tmp_path / "b", speed(50, 49, 51))
+    result = shell("llmcli bench compare a b || echo $?")
+    assert result.out.splitlines()[-1] == "3"
+    assert result.err.startswith("error: 1 of 1 tests are more than 5 % slower")
