@@ -137,12 +137,14 @@ def _assign(
             raise ModelError(f"{path}: {name} holds {weights[name].dtype}; expected floating-point weights")
     total, done = sum(tensor.nbytes for tensor in weights.values()), 0
     for name in expected:
-        tensor = weights.pop(name)
-        done += tensor.nbytes
-        tensor = tensor.to(device, dtype)
+        stored = weights.pop(name)
+        done += stored.nbytes
+        tensor = stored.to(device, dtype)
         # One sum finds any NaN or infinity at the speed of memory, and reads pages that the first token needs anyway.
         if not tensor.sum(dtype=torch.float32).isfinite():
-            raise ModelError(f"{path}: {name} holds NaN or infinity in {dtype}: fetch it again, or use --dtype float32")
+            if not stored.sum(dtype=torch.float32).isfinite():
+                raise ModelError(f"{path}: {name} holds NaN or infinity; expected finite weights: fetch it again")
+            raise ModelError(f"{path}: {name} holds numbers that {dtype} cannot: use --dtype float32 or bfloat16")
         where, _, leaf = name.rpartition(".")
         module = model.get_submodule(where)
         setattr(module, leaf, torch.nn.Parameter(tensor))

@@ -139,14 +139,14 @@ def test_a_tokenizer_of_another_model(directory: Path) -> None:
 @pytest.mark.parametrize("name", ["wte.weight", "h.1.mlp.c_proj.weight", "ln_f.bias"])
 def test_weights_that_are_not_finite(directory: Path, name: str, value: float) -> None:
     change_weights(directory, lambda weights: weights[f"transformer.{name}"].view(-1)[-3].fill_(value))
-    with pytest.raises(ModelError, match=f"{name} holds NaN or infinity in torch.float32"):
+    with pytest.raises(ModelError, match=f"{name} holds NaN or infinity; expected finite weights"):
         loading.load(directory)
 
 
 def test_weights_too_large_for_the_precision(directory: Path) -> None:
     change_weights(directory, lambda weights: weights["transformer.wte.weight"].view(-1)[0].fill_(1e5))
     loading.load(directory)
-    with pytest.raises(ModelError, match=r"wte\.weight holds NaN or infinity in torch\.float16: .* --dtype float32"):
+    with pytest.raises(ModelError, match=r"wte\.weight holds numbers that torch\.float16 cannot: use --dtype float32"):
         loading.load(directory, dtype="float16")
 
 

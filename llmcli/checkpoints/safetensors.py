@@ -61,7 +61,9 @@ def files(path: str | os.PathLike[str]) -> list[Path]:
         try:
             shards = sorted({os.fspath(name) for name in json.loads(path.read_text("utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{path}: expected a JSON object with a weight_map; {error!r}") from error
+            raise ModelError(
+                f"{path}: expected a JSON index with a weight_map, or name the directory; {error!r}"
+            ) from error
         outside = [name for name in shards if Path(name).name != name]
         if outside or not shards:
             raise ModelError(f"{path}: expected the names of files beside it; got {outside}")

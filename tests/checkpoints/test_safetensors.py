@@ -101,7 +101,7 @@ def test_shards(tmp_path: Path, spec: str) -> None:
     [
         ({"a": "x.safetensors", "b": "z.safetensors"}, "missing z.safetensors"),
         ({"a": "../x.safetensors"}, "names of files beside it"),
-        ({"a": 3}, "expected a JSON object with a weight_map"),
+        ({"a": 3}, "expected a JSON index with a weight_map"),
     ],
     ids=str,
 )
