@@ -15,6 +15,7 @@ from llmcli.errors import GateFailed, Inconclusive
 @click.command(
     "compare",
     cls=Command,
+    short_help="Judge two runs: what became slower.",
     examples=[
         ("before a change, and after it to after.json", "llmcli bench --json -o before.json"),
         ("fail when something became slower", "llmcli bench compare before.json after.json"),

@@ -28,6 +28,7 @@ OPERATORS = ("attention", "softmax", "layer_norm", "add_layer_norm", "rms_norm",
 @click.command(
     "kernels",
     cls=Command,
+    short_help="Time single operators beside torch's.",
     examples=[
         ("every operator", "llmcli bench kernels"),
         ("attention in bfloat16 only", "llmcli bench kernels attention --dtype bfloat16"),

@@ -55,6 +55,9 @@ class Option(click.Option):
     def __init__(self, declarations: Sequence[str], *, aliases: Sequence[str] = (), **settings: Any) -> None:
         super().__init__([*declarations, *aliases], **settings)
         self.aliases = frozenset(aliases)
+        if self.metavar is None and not self.is_flag:
+            kinds = ((click.IntRange, "N"), (Number, "X"))
+            self.metavar = next((word for kind, word in kinds if isinstance(self.type, kind)), None)
 
     @contextlib.contextmanager
     def _without_aliases(self) -> Iterator[None]:
@@ -69,6 +72,14 @@ class Option(click.Option):
         """The help line, without the aliases."""
         with self._without_aliases():
             return super().get_help_record(ctx)
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """What follows the help text: the default, as short as it can be written; ranges are left to the errors."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        if isinstance(self.default, float) and "default" in extra:
+            extra["default"] = f"{self.default:g}"
+        return extra
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         """The names in an error, without the aliases."""

@@ -37,6 +37,13 @@ def test_table_and_help_agree(name: str) -> None:
             assert f"--{parameter.name}".replace("_", "-") in parameter.opts
 
 
+def test_help_shows_no_machinery() -> None:
+    text = CliRunner().invoke(cli, ["generate", "--help"]).output
+    assert "RANGE" not in text
+    assert "<=" not in text
+    assert "[default: 0]" in text
+
+
 def test_aliases_name_commands() -> None:
     assert {target for alias, target in ALIASES.items() if target in COMMANDS or alias in COMMANDS} <= set(COMMANDS)
 
