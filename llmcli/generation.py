@@ -18,6 +18,8 @@ from llmcli.ops import softmax
 from llmcli.sampling import SEED_LIMIT, Sampling, largest, uniform
 from llmcli.text_stream import TextStream
 
+MAX_SAMPLES = 4096  # of one prompt: they decode as one batch
+
 
 class Vocabulary(Protocol):
     """What the loop needs of a tokenizer: its size, where a text ends, and the bytes of a token."""
@@ -56,6 +58,8 @@ class Request:
             raise InputError("the prompt is empty: expected at least one token")
         for name, least in (("max_tokens", 1), ("num_samples", 1), ("seed", 0)):
             _require_whole(name, getattr(self, name), least)
+        if self.num_samples > MAX_SAMPLES:
+            raise InputError(f"num_samples must be at most {MAX_SAMPLES}, got {self.num_samples}")
         if self.seed >= SEED_LIMIT:
             raise InputError(f"seed must be below 2^63, got {self.seed}")
         if self.logprobs is not None:
