@@ -59,16 +59,15 @@ class Progress:
             self._draw(done, note)
         elif now - self._printed >= INTERVAL:
             self._printed = now
-            share = f" {100 * done / self._total:.0f} %" if self._total else ""
-            of = f" of {self._amount(self._total)}" if self._total else ""
+            share = f" {100 * done / self._total:.0f} %," if self._total else ""
             with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"{self._what}:{share} {self._amount(done)}{of} {note}".rstrip() + "\n")
+                sys.stderr.write(f"{self._what}:{share} {self._amount(done)} {note}".rstrip() + "\n")
                 sys.stderr.flush()
 
-    def _amount(self, value: float) -> str:
-        if self._unit == "B":
-            return f"{value / 1e6:.1f} MB"
-        return f"{value:.0f} {self._unit}".rstrip()
+    def _amount(self, done: float) -> str:
+        scale, digits, unit = (1e6, 1, "MB") if self._unit == "B" else (1.0, 0, self._unit)
+        of = f"/{self._total / scale:.{digits}f}" if self._total else ""
+        return f"{done / scale:.{digits}f}{of} {unit}".rstrip()
 
     def _draw(self, done: float, note: str) -> None:
         if self._bar is None:
@@ -82,8 +81,8 @@ class Progress:
                 TimeRemainingColumn(),
                 console=Console(stderr=True, highlight=False),
                 transient=True,
+                refresh_per_second=4,
             )
             self._task = self._bar.add_task(self._what, total=self._total, amount="", note="")
             self._bar.start()
-        of = f"/{self._amount(self._total)}" if self._total else ""
-        self._bar.update(self._task, completed=done, total=self._total, amount=f"{self._amount(done)}{of}", note=note)
+        self._bar.update(self._task, completed=done, total=self._total, amount=self._amount(done), note=note)
