@@ -30,7 +30,7 @@ class _Hypothesis:
     tokens: tuple[int, ...]
     total: float  # sum of log-probabilities
     stream: TextStream
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[TokenLogprob | None, ...] = ()
     reason: str | None = None
 
     def score(self, length_penalty: float) -> float:
@@ -83,9 +83,9 @@ def _search(
     finished: list[_Hypothesis] = []
     while True:
         require_finite(logits.amax(-1))
-        logprobs = softmax(logits.float(), log=True).double()
+        logprobs = softmax(logits.float(), log=True)
         totals = torch.tensor([h.total for h in alive], dtype=torch.float64, device=device)
-        flat = (totals[:, None] + logprobs).flatten()
+        flat = (totals[:, None] + logprobs.double()).flatten()
         parents: list[int] = []
         grown: list[_Hypothesis] = []
         # Each hypothesis has one end-of-text token, so 2 * beams candidates leave enough that go on.
@@ -94,7 +94,7 @@ def _search(
             total = float(flat[place])
             if total == -math.inf:
                 break
-            hypothesis = _extend(alive[parent], token, total, logits[parent], request, vocabulary, longest)
+            hypothesis = _extend(alive[parent], token, total, logprobs[parent], request, vocabulary, longest)
             if hypothesis.reason is not None:
                 if rank < beams:
                     finished.append(hypothesis)
@@ -102,7 +102,8 @@ def _search(
                 parents.append(parent)
                 grown.append(hypothesis)
         finished = sorted(finished, key=lambda h: -h.score(length_penalty))[:beams]
-        worst = finished[-1].score(length_penalty) if len(finished) == beams else -math.inf
+        wanted = finished[: request.num_samples]
+        worst = wanted[-1].score(length_penalty) if len(wanted) == request.num_samples else -math.inf
         if not grown or _bound(grown, length_penalty, longest) <= worst:
             return finished
         if interrupted():
@@ -123,7 +124,7 @@ def _extend(
     parent: _Hypothesis,
     token: int,
     total: float,
-    logits: torch.Tensor,
+    logprobs: torch.Tensor,
     request: Request,
     vocabulary: Vocabulary,
     longest: int,
@@ -138,10 +139,8 @@ def _extend(
             reason = "stop"
         elif len(parent.tokens) + 1 == longest:
             reason = "length"
-    logprobs = parent.logprobs
-    if request.logprobs is not None:
-        logprobs = (*logprobs, token_logprob(logits, token, request.logprobs))
-    return _Hypothesis((*parent.tokens, token), total, stream, logprobs, reason)
+    history = (*parent.logprobs, token_logprob(logprobs, token, request.logprobs))
+    return _Hypothesis((*parent.tokens, token), total, stream, history, reason)
 
 
 def _replay(hypothesis: _Hypothesis, sample: int, request: Request, vocabulary: Vocabulary) -> Iterator[Event]:
@@ -150,5 +149,4 @@ def _replay(hypothesis: _Hypothesis, sample: int, request: Request, vocabulary: 
     for n, token in enumerate(hypothesis.tokens):
         text = "" if token == vocabulary.eos_id else stream.push(vocabulary.token_bytes(token))
         text += stream.finish() if n == last else ""
-        logprob = hypothesis.logprobs[n] if hypothesis.logprobs else None
-        yield Event(0, sample, token, text, logprob, hypothesis.reason if n == last else None)
+        yield Event(0, sample, token, text, hypothesis.logprobs[n], hypothesis.reason if n == last else None)

@@ -235,18 +235,18 @@ class _Chooser:
         if self._counts is not None:
             completion = self._counts[1]
             completion[torch.arange(len(rows)), torch.tensor(tokens)] += 1
-        logprobs = [
-            None if row.request.logprobs is None else token_logprob(logits[n], tokens[n], row.request.logprobs)
-            for n, row in enumerate(rows)
-        ]
-        return tokens, logprobs
+        if all(row.request.logprobs is None for row in rows):
+            return tokens, [None] * len(rows)
+        logprobs = softmax(logits.float(), log=True)
+        return tokens, [token_logprob(logprobs[n], tokens[n], row.request.logprobs) for n, row in enumerate(rows)]
 
 
-def token_logprob(logits: Tensor, token: int, k: int) -> TokenLogprob:
-    """Log-probability of token and of the k likeliest, falling, ties to the lowest id: logits (V,)."""
-    values = softmax(logits.float()[None], log=True)[0]
-    top = largest(values, k).tolist() if k else []
-    return TokenLogprob(float(values[token]), [(n, float(values[n])) for n in top])
+def token_logprob(logprobs: Tensor, token: int, k: int | None) -> TokenLogprob | None:
+    """What a request for k log-probabilities gets of a row (V,): the likeliest falling, ties to the lowest id."""
+    if k is None:
+        return None
+    top = largest(logprobs, k) if k else logprobs.new_zeros(0, dtype=torch.int64)
+    return TokenLogprob(float(logprobs[token]), list(zip(top.tolist(), logprobs[top].tolist(), strict=True)))
 
 
 def _count(ids: Sequence[int], like: Tensor) -> Tensor:
