@@ -330,6 +330,24 @@ def test_an_interrupt_closes_the_document(shell_environment: dict[str, str], tmp
     assert got["usage"]["completion_tokens"] > 0
 
 
+def test_an_interrupt_closes_the_batch_and_keeps_the_lines(
+    shell_environment: dict[str, str], tmp_path: Path, tiny_gpt2: Path
+) -> None:
+    model = endless(tmp_path, tiny_gpt2)
+    records = [{"id": 0, "prompt": "The", "max_tokens": 1}, *({"id": n, "prompt": "The sea"} for n in range(1, 9))]
+    (tmp_path / "in.jsonl").write_text(jsonl(*records))
+    process = begin(
+        shell_environment, tmp_path, "-m", str(model), "--jsonl", "in.jsonl", "--batch-size", "2", "-o", "out.jsonl"
+    )
+    wait_for(lambda: any(path.name.startswith(".out.jsonl") for path in tmp_path.iterdir()))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"interrupted\n")
+    documents = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [got["choices"][0]["finish_reason"] for got in documents] == ["length", "interrupt"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_text_that_was_cut_short_leaves_no_file(
     shell_environment: dict[str, str], tmp_path: Path, tiny_gpt2: Path, number: signal.Signals, code: int
