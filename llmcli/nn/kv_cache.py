@@ -24,10 +24,9 @@ class KVCache:
         device: torch.device,
     ):
         # Zeros, because a masked key still meets a zero probability, and 0 * NaN would leave garbage in the output.
-        self._data = torch.zeros(n_layers, 2, batch, capacity, n_kv_heads, head_dim, dtype=dtype, device=device)
+        self._set_data(torch.zeros(n_layers, 2, batch, capacity, n_kv_heads, head_dim, dtype=dtype, device=device))
         self._lengths = [0] * batch
         self._unequal: Tensor | None = None  # the lengths as a tensor, only while they differ
-        self._layers = self._data.unbind(0)
 
     @property
     def capacity(self) -> int:
@@ -53,7 +52,7 @@ class KVCache:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the next k and v (B,T,G,D) of one layer → all so far (B,S,G,D), and k_lengths (B,) or None."""
-        keys, values = self._layers[layer].unbind(0)
+        keys, values = self._keys[layer], self._values[layer]
         n = k.shape[1]
         end = self.max_length + n
         if end > keys.shape[1]:
@@ -86,12 +85,16 @@ class KVCache:
             moved = [i for i, row in enumerate(chosen) if row != i]
             if moved:
                 filled[:, :, moved] = filled[:, :, [chosen[i] for i in moved]]
-            self._data = self._data[:, :, : len(chosen)]
+            self._set_data(self._data[:, :, : len(chosen)])
         else:
             shape = list(self._data.shape)
             shape[2] = len(chosen)
             data = self._data.new_zeros(shape)
             data[:, :, :, : self.max_length] = filled[:, :, chosen]
-            self._data = data
-        self._layers = self._data.unbind(0)
+            self._set_data(data)
         self.set_lengths([self._lengths[row] for row in chosen])
+
+    def _set_data(self, data: Tensor) -> None:
+        self._data = data
+        keys, values = data.unbind(1)
+        self._keys, self._values = keys.unbind(0), values.unbind(0)  # one (B, capacity, G, D) per layer
