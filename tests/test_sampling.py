@@ -93,8 +93,14 @@ def kept(logits: torch.Tensor) -> list[list[int]]:
 
 def test_top_k_keeps_exactly_k_with_ties_to_the_lowest_id() -> None:
     logits = torch.tensor([[1.0, 2.0, 1.0, 1.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    assert kept(top_k(logits, 3)) == [[0, 1, 4], [0, 1, 2]]
-    assert kept(top_k(logits, 0)) == kept(top_k(logits, 99)) == [[0, 1, 2, 3, 4]] * 2
+    values, ids = top_k(logits, 3)
+    assert ids.tolist() == [[0, 1, 4], [0, 1, 2]]
+    assert values.tolist() == [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]
+    assert top_k(torch.tensor([[-INF, 1.0, -INF]]), 2)[1].tolist() == [[0, 1]]
+    for k, tokens in ((2, {1, 4}), (0, {0, 1, 2, 3, 4}), (99, {0, 1, 2, 3, 4})):
+        sampling = Sampling(temperature=1.0, top_k=k)
+        drawn = sampling.choose(logits[:1].expand(500, -1), [uniform(0, 0, n) for n in range(500)])
+        assert set(drawn.tolist()) == tokens
 
 
 @pytest.mark.parametrize("size", [1, 5, 255, 257, 3000])
