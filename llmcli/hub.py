@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmcli.checkpoints import safetensors
-from llmcli.errors import ModelError
+from llmcli.errors import InputError, ModelError
 from llmcli.models import MODELS
 
 DEFAULT = Path(__file__).parent / "default_model"
@@ -29,8 +29,11 @@ SUFFIXES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".gguf")
 def find(spec: str | os.PathLike[str], *, offline: bool = False) -> Path:
     """The file or directory of a model: an existing path, an alias, the hub's cache, the hub, in this order.
 
-    Raises ModelError when there is none; something that looks like a path is never looked up on the hub.
+    Raises ModelError when there is none; something that looks like a path is never looked up on the hub. Raises
+    InputError for an empty name, which a script's unset variable leaves.
     """
+    if not str(spec):
+        raise InputError("expected a model, got an empty name; leave -m out for the embedded model")
     path = Path(spec)
     if path.exists():
         return path

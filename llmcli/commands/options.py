@@ -192,7 +192,11 @@ class ModelChoice(Engine):
         quiet_hub()
         with Progress("loading weights", unit="B") as progress:
             return loading.load(
-                self.model or "default", device=self.device, dtype=self.dtype, offline=self.offline, progress=progress
+                "default" if self.model is None else self.model,
+                device=self.device,
+                dtype=self.dtype,
+                offline=self.offline,
+                progress=progress,
             )
 
 
@@ -251,7 +255,7 @@ def tokenizer_options(function: Function) -> Function:
 
     @functools.wraps(function)
     def named(*args: Any, **values: Any) -> Any:
-        values["model"] = values["model"] or "default"
+        values["model"] = "default" if values["model"] is None else values["model"]
         return function(*args, **values)
 
     return model_option(offline_option(named))

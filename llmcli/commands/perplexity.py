@@ -75,8 +75,7 @@ def command(
     tokens, or over documents when there are at least 30. Equal fingerprints mean comparable perplexities.
     """
     texts = read(files, encoding_errors)
-    if protocol is not None and (ctx_size is not None or stride is not None):
-        raise InputError("expected either --protocol or --ctx-size and --stride, got both")
+    protocol, ctx_size, stride = stronger(protocol, ctx_size, stride)
     with terminal.open_output(output) as out:
         loaded = choice.load()
         rule = named(protocol, ctx_size, stride, loaded.model.config.n_positions)
@@ -97,7 +96,25 @@ def read(files: tuple[str, ...], errors: str) -> list[tuple[str, str]]:
             raise InputError(
                 f"expected text files, got the directory '{path}'; name its files: {path.rstrip('/')}/*.txt"
             )
-    return [(path, terminal.read_text(path, errors)) for path in files or ("-",)]
+    # A name in another encoding is spelt with U+FFFD, because the report is UTF-8.
+    return [
+        (os.fsencode(path).decode("utf-8", "replace"), terminal.read_text(path, errors)) for path in files or ("-",)
+    ]
+
+
+def stronger(
+    protocol: str | None, ctx_size: int | None, stride: int | None
+) -> tuple[str | None, int | None, int | None]:
+    """The name or the numbers: flags beat environment variables. Raises InputError when both are equally strong."""
+    if protocol is None or (ctx_size, stride) == (None, None):
+        return protocol, ctx_size, stride
+    flagged = [
+        click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        for name in ("protocol", "ctx_size", "stride")
+    ]
+    if flagged[0] == any(flagged[1:]):
+        raise InputError("expected either --protocol or --ctx-size and --stride, got both")
+    return (protocol, None, None) if flagged[0] else (None, ctx_size, stride)
 
 
 def named(protocol: str | None, ctx_size: int | None, stride: int | None, limit: int) -> Sliding:

@@ -56,7 +56,10 @@ def read_bytes(path: str) -> bytes:
     if path == "-":
         return read_stdin()
     with open_input(path) as stream:
-        return stream.read()
+        try:
+            return stream.read()
+        except OSError as error:
+            raise InputError(f"expected a readable file, got '{path}': {error.strerror}") from None
 
 
 def read_lines(path: str) -> Iterator[bytes]:

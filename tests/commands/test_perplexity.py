@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_text_and_csv_carry_the_same_figures(ppl: Shell) -> None:
         ("a.txt nowhere.txt", 5, "'nowhere.txt', which does not exist"),
         (".", 2, "got the directory '.'; name its files: ./*.txt"),
         ("- -", 2, "expected '-' (stdin) once"),
-        ("''", 2, "got ''"),
+        ("''", 5, "got ''"),
+        ("a.txt -m ''", 2, "expected a model, got an empty name"),
+        ("/proc/self/mem", 2, "/proc/self/mem"),
         ("a.txt -c 65", 2, "expected at most 64 tokens"),
         ("a.txt -c 8 --stride 9", 2, "expected 1 to 8 (the context), got 9"),
         ("a.txt -c 0", 2, "0"),
@@ -95,6 +98,19 @@ def test_refusals(ppl: Shell, tmp_path: Path, arguments: str, code: int, words: 
     assert words in result.err
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
+
+
+def test_flags_beat_variables(ppl: Shell) -> None:
+    by_name, by_number = {"LLMCLI_PERPLEXITY_PROTOCOL": "sliding:8/2"}, {"LLMCLI_PERPLEXITY_STRIDE": "3"}
+    assert "sliding:16/8" in ppl("b.txt --protocol sliding:16/8", **by_number).out
+    assert "sliding:64/5" in ppl("b.txt --stride 5", **by_name).out
+    assert "sliding:8/2" in ppl("b.txt", **by_name).out
+    assert ppl("b.txt", **by_name, **by_number).code == 2
+
+
+def test_a_name_in_another_encoding(ppl: Shell, tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"b\xff.txt")).write_text(TEXT)
+    assert json.loads(ppl("b?.txt --json").out)["documents"][0]["name"] == "b\ufffd.txt"
 
 
 def test_no_text_on_a_terminal_is_a_hint(shell: Shell) -> None:
@@ -121,12 +137,13 @@ def test_a_short_document_among_others_is_left_out(ppl: Shell, tmp_path: Path) -
     assert figures["ppl"] == figures["documents"][0]["ppl"]
 
 
-def test_weights_that_are_no_numbers(ppl: Shell, tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_logits_that_are_no_numbers(ppl: Shell, tiny_gpt2: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(tiny_gpt2, tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / "model.safetensors")
-    weights["transformer.ln_f.bias"][0] = float("nan")
+    weights["transformer.ln_f.weight"][0] = 3e38  # finite, as every weight must be, but a logit will not be
+    weights["transformer.wte.weight"][5, 0], weights["transformer.wte.weight"][6, 0] = 100, -100
     save_file(weights, tmp_path / "broken" / "model.safetensors")
     result = ppl("a.txt b.txt --json -m broken")
     assert result.code == 5
