@@ -15,14 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
-
-from llmcli import __version__
 from llmcli.beam_search import beam_search, check_beams
 from llmcli.errors import InputError
 from llmcli.generation import Event, Request, TokenLogprob, fit, generate
 from llmcli.loading import DEFAULT, Loaded
-from llmcli.ops.registry import build_info
 from llmcli.sampling import Sampling
 from llmcli.tokenizer import Tokenizer
 
@@ -179,14 +175,7 @@ class Session:
     @functools.cached_property
     def engine(self) -> dict[str, Any]:
         """What computes the texts: the same for every document of a run."""
-        return {
-            "version": __version__,
-            "device": str(self.loaded.device),
-            "dtype": str(self.loaded.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "kernels": build_info().get("isa", "torch"),
-            "model_sha256": self.loaded.sha256(),
-        }
+        return self.loaded.engine()
 
     def document(self, request: Request, completions: Sequence[Completion], watch: Stopwatch) -> dict[str, Any]:
         """The document of one request; its timings are those of the batch that it shared."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llmcli import __version__
 from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
@@ -43,6 +44,17 @@ class Loaded:
     def sha256(self) -> str:
         """Hash of the weight files, in hexadecimal."""
         return sha256(self.path)
+
+    def engine(self) -> dict[str, Any]:
+        """What computes: the fields under "llmcli" in a JSON document."""
+        return {
+            "version": __version__,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "kernels": registry.build_info().get("isa", "torch"),
+            "model_sha256": self.sha256(),
+        }
 
 
 def sha256(path: Path) -> str:

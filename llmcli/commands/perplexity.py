@@ -80,7 +80,13 @@ def command(
         loaded = choice.load()
         rule = named(protocol, ctx_size, stride, loaded.model.config.n_positions)
         figures = measure(loaded, texts, rule, batch_size or max(1, 2048 // rule.context), seed)
-        out.write(render(figures, format))
+        if format == "json":
+            engine = {"seed": seed, **loaded.engine()}
+            out.write(
+                terminal.to_json({"schema": "llmcli/perplexity/1", "model": loaded.name, **figures, "llmcli": engine})
+            )
+        else:
+            out.write(as_csv(figures) if format == "csv" else as_text(figures))
     if "error" in figures:
         raise ModelError(f"{figures['error']}; no perplexity")
 
@@ -159,17 +165,18 @@ def measure(loaded: Loaded, texts: list[tuple[str, str]], rule: Sliding, batch_s
     return scoring.report(documents, scores, rule, seed=seed)
 
 
-def render(figures: dict[str, Any], format: str) -> str:
-    """The report as text, as one JSON document, or as CSV with a row per document and a last row `total`."""
-    if format == "json":
-        return terminal.to_json({"schema": "llmcli/perplexity/1", **figures})
+def as_csv(figures: dict[str, Any]) -> str:
+    """A row per document and a last row `total`."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, ["name", *FIGURES, "error"], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*figures["documents"], {"name": "total", **figures}])
+    return stream.getvalue()
+
+
+def as_text(figures: dict[str, Any]) -> str:
+    """A table for people; the last row is the total when there is more than one document."""
     rows = [*figures["documents"], {"name": "total", **figures}]
-    if format == "csv":
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, ["name", *FIGURES, "error"], extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return stream.getvalue()
     ci, protocol = figures["ci"], figures["protocol"]
     table = terminal.table(
         ["document", *FIGURES],

@@ -37,7 +37,9 @@ def test_json_equals_the_library(ppl: Shell, tiny_gpt2: Path) -> None:
     rule = scoring.Sliding(32, 8)
     docs = [scoring.encode(*pair, loaded.tokenizer) for pair in (("a.txt", TEXT * 5), ("b.txt", TEXT[:90]))]
     scores = [np.concatenate(list(scoring.logprobs(loaded.model, doc.ids, rule, batch_size=64))) for doc in docs]
-    assert got == {"schema": "llmcli/perplexity/1", **scoring.report(docs, scores, rule)}
+    engine = got.pop("llmcli")
+    assert got == {"schema": "llmcli/perplexity/1", "model": str(tiny_gpt2), **scoring.report(docs, scores, rule)}
+    assert (engine["seed"], engine["dtype"], engine["model_sha256"]) == (0, "float32", loaded.sha256())
     assert [row["name"] for row in got["documents"]] == ["a.txt", "b.txt"]
     assert got["ci"]["low"] < got["ppl"] < got["ci"]["high"]
 
