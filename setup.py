@@ -45,6 +45,8 @@ def extension() -> dict[str, object]:
         # GCC warns about its own AVX-512 headers (maybe-uninitialized) and about what the ABI of vectors was (psabi).
         extra_compile_args=[
             "-O3",
+            "-g0",
+            "-ffp-contract=off",  # a product is fused with a sum where a kernel says so, in every copy of a loop
             "-fvisibility=hidden",
             "-Wall",
             "-Wextra",

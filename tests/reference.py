@@ -51,3 +51,27 @@ def attention(
     out = torch.stack(rows).view(B, T, H, D) if rows else q.new_zeros(B, T, H, D)
     lse = torch.stack(lses).view(B, T, H).transpose(1, 2) if lses else q.new_zeros(B, H, T)
     return out, lse
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, rms: bool = False) -> Tensor:
+    """Layer norm, or RMS norm, over the last dimension."""
+    v = x.double()
+    if not rms:
+        v = v - v.mean(-1, keepdim=True)
+    y = v / torch.sqrt((v * v).mean(-1, keepdim=True) + eps) * weight.double()
+    return y if bias is None else y + bias.double()
+
+
+def gelu(x: Tensor, bias: Tensor | None = None, approximate: str = "none") -> Tensor:
+    """x P(Z <= x) for a normal Z, or the tanh approximation of it."""
+    z = x.double() if bias is None else x.double() + bias.double()
+    if approximate == "tanh":
+        return 0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))
+    return 0.5 * z * (1 + torch.erf(z / 2**0.5))
+
+
+def silu_gate(gate: Tensor, up: Tensor, gate_bias: Tensor | None = None, up_bias: Tensor | None = None) -> Tensor:
+    """silu(gate + gate_bias) * (up + up_bias)."""
+    z = gate.double() if gate_bias is None else gate.double() + gate_bias.double()
+    u = up.double() if up_bias is None else up.double() + up_bias.double()
+    return z / (1 + torch.exp(-z)) * u

@@ -1,6 +1,10 @@
 // Every kernel and then the table: what an instruction set compiles. A new kernel is one line here.
 #pragma once
+#include "activation.h"
+#include "column_sum.h"
 #include "linear.h"
+#include "norm.h"
+#include "probe.h"
 #include "softmax.h"
 #include "tile.h"
 #if defined(LLMCLI_HAS_BF16)

@@ -9,20 +9,118 @@
 
 namespace llmcli::cpu {
 
-// Row softmax of scale * x + mask. One item is one row of V elements.
+// Where rows lie: the nested sizes and strides above the last dimension, outermost first, as few as will do.
+struct Rows {
+  static constexpr int kMaxDims = 4;
+  int dims;
+  int64_t size[kMaxDims];
+  int64_t stride[kMaxDims];
+};
+
+// Row softmax of scale * x + mask. One item is one row; scratch holds one row of floats.
 struct SoftmaxArgs {
   const void* x;
   void* y;
-  const void* mask;  // null, or additive (dtype of x), or bool when mask_is_bool (false = masked out)
+  const void* mask;  // null, or additive (dtype of x), or bool when mask_is_bool (false = hidden)
   int64_t size;      // V
-  int64_t x_stride;  // between rows
-  int64_t y_stride;
-  int64_t mask_stride;  // between rows, 0 where all rows share one
+  Rows x_rows, y_rows, mask_rows;
   float scale;
   DType dtype;
   bool mask_is_bool;
   bool log;
 };
+
+// Gradient of x from that of y. One item is one row; y and dx are contiguous.
+struct SoftmaxBackwardArgs {
+  const void* grad;
+  const void* y;
+  void* dx;
+  int64_t size;  // V
+  Rows grad_rows;
+  float scale;
+  DType dtype;
+  bool log;
+};
+
+// Layer norm, or RMS norm, of x, or of x + residual. One item is one row; outputs are contiguous.
+struct NormArgs {
+  const void* x;
+  const void* residual;  // null, or added to x first
+  const void* weight;
+  const void* bias;  // null, or like weight
+  void* total;       // x + residual, where there is a residual
+  void* y;
+  int64_t size;  // C
+  Rows x_rows, residual_rows;
+  float eps;
+  DType dtype;
+  bool wide_weight;  // weight and bias are float32, else of dtype
+  bool rms;
+};
+
+// Gradients of x and, per block of rows, of weight and bias. One item is one block of kRowBlock rows.
+struct NormBackwardArgs {
+  const void* grad;
+  const void* x;
+  const void* weight;
+  const void* extra;  // null, or added to dx: the gradient that reaches x + residual directly
+  void* dx;
+  float* partial;  // (blocks, 2, C): weight, bias; (blocks, 1, C) for RMS norm
+  int64_t rows;
+  int64_t size;  // C
+  Rows grad_rows, x_rows, extra_rows;
+  float eps;
+  DType dtype;
+  bool wide_weight;  // weight and bias are float32, else of dtype
+  bool rms;
+};
+
+// GELU of x + bias; with grad, the gradient of x. One item is one row, or, in the gradient of a bias, one
+// block of kRowBlock rows.
+struct GeluArgs {
+  const void* x;
+  const void* bias;  // null, or (C,)
+  const void* grad;
+  void* y;         // or dx; contiguous
+  float* partial;  // (blocks, C): gradient of bias
+  int64_t rows;
+  int64_t size;  // C
+  Rows x_rows, grad_rows;
+  DType dtype;
+  bool wide_bias;  // float32, else of dtype
+  bool tanh;
+};
+
+// silu(gate + gate_bias) * (up + up_bias); with grad, the gradients of gate and up. Items as in GeluArgs.
+struct SiluGateArgs {
+  const void* gate;
+  const void* up;
+  const void* gate_bias;  // both null, or both (C,)
+  const void* up_bias;
+  const void* grad;
+  void* y;         // or the gradient of gate; contiguous
+  void* dup;       // gradient of up
+  float* partial;  // (blocks, 2, C): gradients of gate_bias, up_bias
+  int64_t rows;
+  int64_t size;  // C
+  Rows gate_rows, up_rows, grad_rows;
+  DType dtype;
+  bool wide_bias;
+};
+
+// Rows whose contributions to one weight are summed in order before the blocks are: fixed, so that the thread
+// count never matters.
+constexpr int64_t kRowBlock = 32;
+
+// y[c] = sum of x[r][c] over rows, in order. One item is one group of kColumnGroup columns.
+struct ColumnSumArgs {
+  const float* x;
+  void* y;
+  int64_t rows, columns;
+  int64_t stride;  // between rows
+  DType dtype;     // of y
+};
+constexpr int64_t kColumnGroup = 64;
 
 // y = x W^T + bias on packed weights. Items: panels of 64 columns × blocks of 48 rows, panel-major.
 struct LinearArgs {
@@ -78,12 +176,20 @@ inline int64_t attention_partial(const AttentionArgs& a) {
 struct Kernels {
   const char* isa;
   int lanes;  // floats in one vector
-  void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end);
+  void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end, float* scratch);
+  void (*softmax_backward)(const SoftmaxBackwardArgs& args, int64_t begin, int64_t end);
+  void (*norm)(const NormArgs& args, int64_t begin, int64_t end);
+  void (*norm_backward)(const NormBackwardArgs& args, int64_t begin, int64_t end);
+  void (*gelu)(const GeluArgs& args, int64_t begin, int64_t end);
+  void (*silu_gate)(const SiluGateArgs& args, int64_t begin, int64_t end);
+  void (*column_sum)(const ColumnSumArgs& args, int64_t begin, int64_t end);
   void (*linear)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_pack)(const LinearPackArgs& args, int64_t begin, int64_t end);
 
   void (*attention)(const AttentionArgs& args, AttentionPass pass, int64_t begin, int64_t end, void* scratch);
   int64_t (*attention_scratch)(const AttentionArgs& args);  // bytes, 64-byte aligned, one per thread
+  bool (*elementary)(const char* name, const float* x, float* y, int64_t n);
+  double (*multiply_add)(DType dtype, int64_t rounds);
 };
 
 // One table per instruction set that this binary holds and this CPU runs, best first.

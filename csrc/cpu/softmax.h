@@ -1,93 +1,146 @@
-// Row softmax: y = softmax(scale * x + mask), or its logarithm, over V elements.
-// Traffic: x is read from memory once (the later passes find the row in cache), y is written once.
-// A row whose every element is masked out or -inf gives zeros (log: -inf); NaN and +inf in a row give NaN.
-// Order of the sum: N lanes, element i in lane i % N, then the fixed tree of reduce_add. It depends on V
-// alone.
+// Row softmax: y = softmax(scale * x + mask), or its logarithm, over V elements; and its backward.
+// Traffic: x is read from memory once (the second pass finds the row in cache), y is written once; e^(s -
+// max) waits in the scratch row between its sum and its normalisation, so that it is computed once. A row
+// whose every element is hidden or -inf gives zeros (log: -inf); NaN and +inf in a row give NaN.
 #pragma once
+#include "vec_loop.h"
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
-// scale * x + mask at element i; lanes past the end are -inf.
-template <typename T, int kMask>
+enum class Score { plain, scaled, added, shown };
+
+// The score at elements i to i + n; lanes past n are -inf.
+template <typename T, Score kScore>
 LLMCLI_INLINE F softmax_score(const T* x, const void* mask, F scale, int64_t i, int64_t n) {
-  F s = n >= N ? mul(load(x + i), scale) : load_n(x + i, n, 0.0f);
-  if (n < N) s = mul(s, scale);
-  if constexpr (kMask == 1) {
-    const T* m = static_cast<const T*>(mask) + i;
-    s = add(s, n >= N ? load(m) : load_n(m, n));
-  } else if constexpr (kMask == 2) {
+  F s = load_up_to(x + i, n, kScore == Score::plain ? -INFINITY : 0.0f);
+  if constexpr (kScore == Score::plain) return s;
+  if constexpr (kScore == Score::added) {
+    // Past n: 0 * scale - inf.
+    return add(mul(s, scale), load_up_to(static_cast<const T*>(mask) + i, n, -INFINITY));
+  } else if constexpr (kScore == Score::shown) {
     const unsigned char* m = static_cast<const unsigned char*>(mask) + i;
-    float keep[N] = {};
-    for (int64_t j = 0; j < N && j < n; ++j) keep[j] = m[j] ? 1.0f : 0.0f;
-    s = select(less(load(keep), set(0.5f)), set(-INFINITY), s);
-  }
-  if (n < N) {
+    return select(n >= N ? load_bool(m) : load_bool_n(m, n), mul(s, scale), set(-INFINITY));
+  } else {
+    s = mul(s, scale);
+    if (n >= N) return s;
     float lanes[N];
     store(lanes, s);
-    s = load_n(lanes, n, -INFINITY);
+    return load_n(lanes, n, -INFINITY);
   }
-  return s;
 }
 
-template <typename T, int kMask>
-void softmax_row(const SoftmaxArgs& a, const T* x, T* y, const void* mask) {
+template <typename T, Score kScore>
+LLMCLI_INLINE float softmax_max(const T* x, const void* mask, F scale, int64_t V) {
+  F top[4] = {set(-INFINITY), set(-INFINITY), set(-INFINITY), set(-INFINITY)};
+  int64_t i = 0;
+  for (; i + 4 * N <= V; i += 4 * N) {
+    for (int j = 0; j < 4; ++j) top[j] = max(top[j], softmax_score<T, kScore>(x, mask, scale, i + j * N, N));
+  }
+  for (; i < V; i += N) top[0] = max(top[0], softmax_score<T, kScore>(x, mask, scale, i, V - i));
+  return reduce_max(max(max(top[0], top[1]), max(top[2], top[3])));
+}
+
+template <typename T, Score kScore>
+void softmax_row(const SoftmaxArgs& a, const T* x, T* y, const void* mask, float* weights, const T* next) {
   const int64_t V = a.size;
   const F scale = set(a.scale);
-  F top = set(-INFINITY);
-  for (int64_t i = 0; i < V; i += N) top = max(top, softmax_score<T, kMask>(x, mask, scale, i, V - i));
-  const float m = reduce_max(top);
-  if (m == -INFINITY) {
-    bool nan = false;
-    for (int64_t i = 0; i < V; i += N) {
-      const F s = softmax_score<T, kMask>(x, mask, scale, i, V - i);
-      float lanes[N];
-      store(lanes, s);
-      for (int j = 0; j < N; ++j) nan = nan || lanes[j] != lanes[j];
-    }
-    const F fill = set(nan ? NAN : a.log ? -INFINITY : 0.0f);
-    for (int64_t i = 0; i < V; i += N) store_n(y + i, fill, V - i);
+  const float m = softmax_max<T, kScore>(x, mask, scale, V);
+  // With -inf as the maximum, which may still hide a NaN, subtracting 0 leaves -inf and NaN as they are.
+  const F shift = set(m == -INFINITY ? 0.0f : m);
+  const auto shifted = [&](int64_t i, int64_t n) LLMCLI_INLINE_BODY {
+    return sub(softmax_score<T, kScore>(x, mask, scale, i, n), shift);
+  };
+  if (a.log) {
+    const float total = sum_vectors(
+        V, [&](int64_t i, int64_t n) LLMCLI_INLINE_BODY { return exp_nonpositive(shifted(i, n)); });
+    const F offset = set(total == 0.0f ? 0.0f : logf(total));
+    each_vector(V, [&](int64_t i, int64_t n)
+                       LLMCLI_INLINE_BODY { store_up_to(y + i, sub(shifted(i, n), offset), n); });
     return;
   }
-  const F shift = set(m);
-  F sum = zero();
-  for (int64_t i = 0; i < V; i += N)
-    sum = add(sum, exp(sub(softmax_score<T, kMask>(x, mask, scale, i, V - i), shift)));
-  const float total = reduce_add(sum);
-  if (a.log) {
-    const F offset = set(logf(total));
-    for (int64_t i = 0; i < V; i += N)
-      store_n(y + i, sub(sub(softmax_score<T, kMask>(x, mask, scale, i, V - i), shift), offset), V - i);
-  } else {
-    const F inverse = set(1.0f / total);
-    for (int64_t i = 0; i < V; i += N)
-      store_n(y + i, mul(exp(sub(softmax_score<T, kMask>(x, mask, scale, i, V - i), shift)), inverse), V - i);
-  }
+  // The arithmetic of this pass leaves the memory idle: it fetches the next row meanwhile.
+  const float total = sum_vectors(V, [&](int64_t i, int64_t n) LLMCLI_INLINE_BODY {
+    __builtin_prefetch(next + i);
+    const F e = exp_nonpositive<kExpDegree<T>>(shifted(i, n));
+    store_up_to(weights + i, e, n);
+    return e;
+  });
+  const F inverse = set(total == 0.0f ? 0.0f : 1.0f / total);
+  each_vector(V, [&](int64_t i, int64_t n)
+                     LLMCLI_INLINE_BODY { store_up_to(y + i, mul(load_up_to(weights + i, n), inverse), n); });
 }
 
 template <typename T>
-void softmax_rows(const SoftmaxArgs& a, int64_t begin, int64_t end) {
+void softmax_rows(const SoftmaxArgs& a, int64_t begin, int64_t end, float* scratch) {
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
-    T* y = static_cast<T*>(a.y) + row * a.y_stride;
-    const int64_t offset = row * a.mask_stride;
-    if (a.mask == nullptr) {
-      softmax_row<T, 0>(a, x, y, nullptr);
+    const T* x = static_cast<const T*>(a.x) + offset_of(a.x_rows, row);
+    const T* next = static_cast<const T*>(a.x) + offset_of(a.x_rows, row + 1 < end ? row + 1 : row);
+    T* y = static_cast<T*>(a.y) + offset_of(a.y_rows, row);
+    const int64_t mask = a.mask ? offset_of(a.mask_rows, row) : 0;
+    if (a.mask == nullptr && a.scale == 1.0f) {
+      softmax_row<T, Score::plain>(a, x, y, nullptr, scratch, next);
+    } else if (a.mask == nullptr) {
+      softmax_row<T, Score::scaled>(a, x, y, nullptr, scratch, next);
     } else if (a.mask_is_bool) {
-      softmax_row<T, 2>(a, x, y, static_cast<const unsigned char*>(a.mask) + offset);
+      softmax_row<T, Score::shown>(a, x, y, static_cast<const unsigned char*>(a.mask) + mask, scratch, next);
     } else {
-      softmax_row<T, 1>(a, x, y, static_cast<const T*>(a.mask) + offset);
+      softmax_row<T, Score::added>(a, x, y, static_cast<const T*>(a.mask) + mask, scratch, next);
     }
   }
 }
 
-void softmax(const SoftmaxArgs& a, int64_t begin, int64_t end) {
+void softmax(const SoftmaxArgs& a, int64_t begin, int64_t end, float* scratch) {
   switch (a.dtype) {
     case DType::f32:
-      return softmax_rows<float>(a, begin, end);
+      return softmax_rows<float>(a, begin, end, scratch);
     case DType::bf16:
-      return softmax_rows<bf16>(a, begin, end);
+      return softmax_rows<bf16>(a, begin, end, scratch);
     case DType::f16:
-      return softmax_rows<f16>(a, begin, end);
+      return softmax_rows<f16>(a, begin, end, scratch);
+  }
+}
+
+// dx = scale * y * (g - sum(g * y)), of the logarithm scale * (g - e^y * sum(g)); hidden elements get 0.
+template <typename T>
+void softmax_backward_rows(const SoftmaxBackwardArgs& a, int64_t begin, int64_t end) {
+  const int64_t V = a.size;
+  const F scale = set(a.scale);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* g = static_cast<const T*>(a.grad) + offset_of(a.grad_rows, row);
+    const T* y = static_cast<const T*>(a.y) + row * V;
+    T* dx = static_cast<T*>(a.dx) + row * V;
+    if (a.log) {
+      // A hidden element's y is -inf; its gradient must reach neither x nor the sum.
+      const auto visible = [&](int64_t i, int64_t n, F yi) LLMCLI_INLINE_BODY {
+        return select(less(set(-INFINITY), yi), load_up_to(g + i, n), zero());
+      };
+      const F total = set(sum_vectors(
+          V, [&](int64_t i, int64_t n) LLMCLI_INLINE_BODY { return visible(i, n, load_up_to(y + i, n)); }));
+      each_vector(V, [&](int64_t i, int64_t n) LLMCLI_INLINE_BODY {
+        const F yi = load_up_to(y + i, n);
+        const F d = sub(visible(i, n, yi), mul(exp_nonpositive(yi), total));
+        store_up_to(dx + i, mul(scale, d), n);
+      });
+    } else {
+      const F total = set(sum_vectors(V, [&](int64_t i, int64_t n) LLMCLI_INLINE_BODY {
+        return mul(load_up_to(g + i, n), load_up_to(y + i, n));
+      }));
+      each_vector(V, [&](int64_t i, int64_t n) LLMCLI_INLINE_BODY {
+        const F p = mul(scale, load_up_to(y + i, n));
+        store_up_to(dx + i, mul(p, sub(load_up_to(g + i, n), total)), n);
+      });
+    }
+  }
+}
+
+void softmax_backward(const SoftmaxBackwardArgs& a, int64_t begin, int64_t end) {
+  switch (a.dtype) {
+    case DType::f32:
+      return softmax_backward_rows<float>(a, begin, end);
+    case DType::bf16:
+      return softmax_backward_rows<bf16>(a, begin, end);
+    case DType::f16:
+      return softmax_backward_rows<f16>(a, begin, end);
   }
 }
 

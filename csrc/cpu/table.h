@@ -11,11 +11,19 @@ const Kernels table = {
     .isa = LLMCLI_STRING(LLMCLI_ISA),
     .lanes = N,
     .softmax = softmax,
+    .softmax_backward = softmax_backward,
+    .norm = norm,
+    .norm_backward = norm_backward,
+    .gelu = gelu,
+    .silu_gate = silu_gate,
+    .column_sum = column_sum,
     .linear = linear,
     .linear_pack = linear_pack,
 
     .attention = attention,
     .attention_scratch = attention_scratch,
+    .elementary = elementary,
+    .multiply_add = multiply_add,
 };
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

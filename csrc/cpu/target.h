@@ -7,6 +7,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.h"
@@ -28,3 +30,4 @@
 #else
 #define LLMCLI_UNROLL LLMCLI_PRAGMA(GCC unroll 16)
 #endif
+#define LLMCLI_INLINE_BODY __attribute__((always_inline))  // of a lambda

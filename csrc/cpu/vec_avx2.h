@@ -67,6 +67,17 @@ LLMCLI_INLINE void store_n(T* p, F x, int64_t n) {
   std::memcpy(p, y, static_cast<size_t>(n < N ? n : N) * sizeof(T));
 }
 
+// True where a byte is not zero; lanes past the end are false.
+LLMCLI_INLINE M load_bool(const unsigned char* p) {
+  const __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_cmpgt_epi32(x, _mm256_setzero_si256()));
+}
+LLMCLI_INLINE M load_bool_n(const unsigned char* p, int64_t n) {
+  unsigned char x[N] = {};
+  std::memcpy(x, p, static_cast<size_t>(n < N ? n : N));
+  return load_bool(x);
+}
+
 LLMCLI_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
 LLMCLI_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
 LLMCLI_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -87,10 +98,9 @@ LLMCLI_INLINE float reduce_max(F x) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
-// 2^n for integral n in [-126, 127].
-LLMCLI_INLINE F exp2i(F n) {
-  return _mm256_castsi256_ps(
-      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+// 2^k from the k + 127 that stands in the lowest bits of t.
+LLMCLI_INLINE F power_of_bits(F t) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23));
 }
 // x * 2^n for integral n, where neither x nor the result is subnormal.
 LLMCLI_INLINE F ldexp(F x, F n) {

@@ -66,6 +66,16 @@ LLMCLI_INLINE void store_n(T* p, F x, int64_t n) {
   _mm256_mask_storeu_epi16(p, lanes_below(n), narrow(x, p));
 }
 
+// True where a byte is not zero; lanes past the end are false.
+LLMCLI_INLINE M load_bool(const unsigned char* p) {
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm_test_epi8_mask(x, x);
+}
+LLMCLI_INLINE M load_bool_n(const unsigned char* p, int64_t n) {
+  const __m128i x = _mm_maskz_loadu_epi8(lanes_below(n), p);
+  return _mm_test_epi8_mask(x, x);
+}
+
 LLMCLI_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
 LLMCLI_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 LLMCLI_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -78,10 +88,9 @@ LLMCLI_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
 LLMCLI_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
 LLMCLI_INLINE float reduce_add(F x) { return _mm512_reduce_add_ps(x); }
 LLMCLI_INLINE float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
-// 2^n for integral n in [-126, 127].
-LLMCLI_INLINE F exp2i(F n) {
-  return _mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+// 2^k from the k + 127 that stands in the lowest bits of t.
+LLMCLI_INLINE F power_of_bits(F t) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23));
 }
 LLMCLI_INLINE F ldexp(F x, F n) { return _mm512_scalef_ps(x, n); }  // x * 2^n for integral n
 // r[i][j] becomes r[j][i].

@@ -51,11 +51,26 @@ LLMCLI_INLINE void store_n(T* p, F x, int64_t n) {
     if (i < n) from_float(x[i], p + i);
 }
 
+// True where a byte is not zero; lanes past the end are false.
+LLMCLI_INLINE M load_bool_n(const unsigned char* p, int64_t n) {
+  M m = {};
+  for (int i = 0; i < N; ++i)
+    if (i < n) m[i] = p[i] ? -1 : 0;
+  return m;
+}
+LLMCLI_INLINE M load_bool(const unsigned char* p) { return load_bool_n(p, N); }
+
 LLMCLI_INLINE F add(F a, F b) { return a + b; }
 LLMCLI_INLINE F sub(F a, F b) { return a - b; }
 LLMCLI_INLINE F mul(F a, F b) { return a * b; }
 LLMCLI_INLINE F div(F a, F b) { return a / b; }
-LLMCLI_INLINE F fma(F a, F b, F c) { return a * b + c; }
+LLMCLI_INLINE F fma(F a, F b, F c) {  // rounded once where the architecture can
+#if defined(__aarch64__)
+  return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
 LLMCLI_INLINE M less(F a, F b) { return a < b; }
 LLMCLI_INLINE F select(M m, F a, F b) { return (F)((m & (I)a) | (~m & (I)b)); }  // m ? a : b
 LLMCLI_INLINE F max(F a, F b) { return select(a > b, a, b); }                    // b where either is NaN
@@ -66,12 +81,8 @@ LLMCLI_INLINE float reduce_max(F x) {
   const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;
 }
-// 2^n for integral n in [-126, 127].
-LLMCLI_INLINE F exp2i(F n) {
-  const I k = {static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]), static_cast<int32_t>(n[2]),
-               static_cast<int32_t>(n[3])};
-  return (F)((k + 127) << 23);
-}
+// 2^k from the k + 127 that stands in the lowest bits of t.
+LLMCLI_INLINE F power_of_bits(F t) { return (F)((I)t << 23); }
 // x * 2^n for integral n, where neither x nor the result is subnormal.
 LLMCLI_INLINE F ldexp(F x, F n) {
   const I k = {static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]), static_cast<int32_t>(n[2]),

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 
+#include <algorithm>
+#include <chrono>
 #include <string>
 
 #include "../cpu/features.h"
@@ -55,6 +57,32 @@ py::dict build_info() {
   return d;
 }
 
+// Values replaced by f(value): a white-box view of the vector functions.
+void elementary(const std::string& name, const py::buffer& values) {
+  const py::buffer_info info = values.request(true);
+  if (info.format != py::format_descriptor<float>::format() || info.ndim != 1 || info.strides[0] != 4)
+    throw py::value_error("elementary: expected a writable buffer of contiguous float32");
+  float* x = static_cast<float*>(info.ptr);
+  if (!llmcli::cpu::active().elementary(name.c_str(), x, x, info.size))
+    throw py::value_error("elementary: unknown function '" + name + "'");
+}
+
+// The best of some short runs, so that another process on the core costs no more than a few of them.
+double peak_gflops(const std::string& dtype) {
+  if (dtype != "float32" && dtype != "bfloat16")
+    throw py::value_error("peak_gflops: expected 'float32' or 'bfloat16', got '" + dtype + "'");
+  const auto kind = dtype == "float32" ? llmcli::cpu::DType::f32 : llmcli::cpu::DType::bf16;
+  const py::gil_scoped_release unlocked;
+  double best = 0;
+  for (int run = 0; run < 40; ++run) {
+    const auto begin = std::chrono::steady_clock::now();
+    const double operations = llmcli::cpu::active().multiply_add(kind, 50000);
+    const std::chrono::duration<double, std::nano> time = std::chrono::steady_clock::now() - begin;
+    best = std::max(best, operations / time.count());
+  }
+  return best;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -66,4 +94,11 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets that this binary holds and this CPU runs, best first.");
   m.def("set_isa", &set_isa, py::arg("name"),
         "Use another instruction set; ValueError when it is not available.");
+  m.def("elementary", &elementary, py::arg("name"), py::arg("values"),
+        "Replace float32 values by \"exp\", \"exp_short\" or \"half_erfc\" of them, as the kernels compute "
+        "it.");
+  m.def("peak_gflops", &peak_gflops, py::arg("dtype"),
+        "Multiply-adds per nanosecond, times two, that one thread reaches in registers with the instruction "
+        "set "
+        "in use (no tiles); 0 where it has no instruction for the dtype.");
 }

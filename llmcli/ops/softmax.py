@@ -16,7 +16,8 @@ def softmax(
     """Softmax, or its logarithm, of scale * x + mask over the last dimension: x (..., V) → (..., V).
 
     mask broadcasts to x: bool (False hides an element) or additive in x's dtype; it gets no gradient. A row with
-    nothing left to see gives zeros (log: -inf). With `out`, writes there, returns it, and records no gradient.
+    nothing left to see gives zeros (log: -inf). With `out`, whose rows are contiguous, writes there, returns it, and
+    records no gradient.
     Raises ValueError when shapes or dtypes do not fit.
     """
     if mask is not None:
@@ -50,8 +51,13 @@ def _fallback_out(x: Tensor, mask: Tensor | None, scale: float, log: bool, out: 
 def _fallback_backward(grad: Tensor, y: Tensor, scale: float, log: bool) -> Tensor:
     wide = torch.promote_types(y.dtype, torch.float32)
     g, p = grad.to(wide), y.to(wide)
-    dx = g - p.exp() * g.sum(-1, keepdim=True) if log else p * (g - (g * p).sum(-1, keepdim=True))
-    return (dx * scale).to(y.dtype)
+    if log:
+        hidden = p == float("-inf")
+        g = g.masked_fill(hidden, 0.0)
+        dx = g - p.exp() * g.sum(-1, keepdim=True)
+    else:
+        dx = p * (g - (g * p).sum(-1, keepdim=True))
+    return (dx * scale).to(y.dtype).contiguous()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -71,7 +77,7 @@ def _fake(x: Tensor, mask: Tensor | None, scale: float, log: bool) -> Tensor:
 _softmax_backward = define(
     "softmax_backward(Tensor grad, Tensor y, float scale, bool log) -> Tensor",
     _fallback_backward,
-    fake=lambda grad, y, scale, log: torch.empty_like(y),
+    fake=lambda grad, y, scale, log: torch.empty_like(y, memory_format=torch.contiguous_format),
 )
 _softmax = define(
     "softmax(Tensor x, Tensor? mask, float scale, bool log) -> Tensor",
