@@ -6,7 +6,6 @@ Knows text, tokenizers and ids; knows neither models nor terminals.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from llmcli.errors import InputError, ModelError
-from llmcli.tokenizer import END_OF_TEXT, Tokenizer
-
-# A single space between two ASCII letters always starts a new pre-token in GPT-2's pattern, so that text cut
-# there encodes to the same ids in pieces as in one go.
-_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
-PIECE_CHARS = 1 << 18
+from llmcli.tokenizer import END_OF_TEXT, Tokenizer, pieces
 
 
 @dataclass(frozen=True)
@@ -111,16 +105,6 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Tokenizer
     )
     backend.train_from_iterator((piece for doc in documents for piece in pieces(doc.text)), trainer)
     return Tokenizer(backend, eos_id=0)
-
-
-def pieces(text: str) -> Iterator[str]:
-    """Cut a long text where cutting does not change its tokens."""
-    start = 0
-    while start < len(text):
-        found = _SAFE_CUT.search(text, start + PIECE_CHARS)
-        end = found.start() if found else len(text)
-        yield text[start:end]
-        start = end
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> Iterator[tuple[int, Tensor]]:

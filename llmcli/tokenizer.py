@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,11 @@ from llmcli.errors import InputError, ModelError
 
 END_OF_TEXT = "<|endoftext|>"
 
+# A single space between two ASCII letters always starts a new pre-token in GPT-2's pattern, so that text cut
+# there encodes to the same ids in pieces as in one go.
+_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+PIECE_CHARS = 1 << 18
+
 
 def _byte_alphabet() -> dict[str, int]:
     """The printable characters that byte-level BPE writes for the 256 bytes (GPT-2's bytes_to_unicode, inverted)."""
@@ -29,6 +36,16 @@ def _byte_alphabet() -> dict[str, int]:
 BYTES = _byte_alphabet()
 
 
+def pieces(text: str) -> Iterator[str]:
+    """Cut a long text where cutting does not change its tokens."""
+    start = 0
+    while start < len(text):
+        found = _SAFE_CUT.search(text, start + PIECE_CHARS)
+        end = found.start() if found else len(text)
+        yield text[start:end]
+        start = end
+
+
 class Tokenizer:
     """A byte-level BPE tokenizer: no text is unknown to it, and every id stands for some bytes."""
 
@@ -36,7 +53,15 @@ class Tokenizer:
         self.backend = backend
         self.eos_id = eos_id
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        self._added: dict[int, str] = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
+        added = backend.get_added_tokens_decoder()
+        self._added: dict[int, str] = {i: t.content for i, t in added.items()}
+        # GPT-2's own pattern, no normalizer, and no added token that reaches over a space.
+        self._cuts = (
+            isinstance(backend.pre_tokenizer, ByteLevel)
+            and backend.pre_tokenizer.use_regex
+            and backend.normalizer is None
+            and not any(t.lstrip or t.rstrip or " " in t.content for t in added.values())
+        )
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -55,8 +80,18 @@ class Tokenizer:
         return cls(backend, eos_id=_eos_id(path, backend))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; nothing is added, and special tokens written out in it are recognised."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        """The ids of a text; nothing is added, and special tokens written out in it are recognised.
+
+        The library holds some hundred bytes for each character of what it encodes at once, so a long text goes
+        through in pieces where that changes no id.
+        """
+        if len(text) <= PIECE_CHARS or not self._cuts:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+            return ids
+        ids, rest = [], pieces(text)
+        while batch := list(islice(rest, 8)):
+            for encoding in self.backend.encode_batch_fast(batch, add_special_tokens=False):
+                ids += encoding.ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmcli import data
 from llmcli.errors import InputError, ModelError
-from llmcli.tokenizer import Tokenizer
+from llmcli.tokenizer import Tokenizer, pieces
 from tests.tiny import TEXT
 
 
@@ -93,14 +93,14 @@ def test_tokenizer_needs_room_for_every_byte() -> None:
 def test_cutting_changes_no_token(text: str, n_characters: int) -> None:
     tokenizer = data.train_tokenizer([data.Document("text", TEXT)], 300)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "PIECE_CHARS", n_characters)
-        cut = list(data.pieces(text))
+        patch.setattr("llmcli.tokenizer.PIECE_CHARS", n_characters)
+        cut, in_pieces = list(pieces(text)), tokenizer.encode(text)
     assert "".join(cut) == text
-    assert [token for piece in cut for token in tokenizer.encode(piece)] == tokenizer.encode(text)
+    assert [token for piece in cut for token in tokenizer.encode(piece)] == tokenizer.encode(text) == in_pieces
 
 
 def test_encode_starts_every_document_with_end_of_text(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "PIECE_CHARS", 7)
+    monkeypatch.setattr("llmcli.tokenizer.PIECE_CHARS", 7)
     documents = [data.Document("a", TEXT), data.Document("b", "sea")]
     parts = list(data.encode(tokenizer, documents))
     assert sum(n_characters for n_characters, _ in parts) == len(TEXT) + 3
