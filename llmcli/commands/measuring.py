@@ -14,7 +14,7 @@ FORMATS = ("text", "json", "jsonl", "csv", "md", "github-benchmark")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class Sizes(click.ParamType[list[int]]):
+class Sizes(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """A list of sizes: `a,b`, `a-b`, `a-b+s`, `a-b*m`."""
 
     name = "sizes"
@@ -38,7 +38,7 @@ class Sizes(click.ParamType[list[int]]):
         return "LIST"
 
 
-class Dtypes(click.ParamType[list[str]]):
+class Dtypes(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """A list of precisions."""
 
     name = "dtypes"

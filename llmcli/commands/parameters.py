@@ -103,7 +103,7 @@ class Number(click.FloatRange):
         return float(number)
 
 
-class Seed(click.ParamType[int]):
+class Seed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """A seed from 0 to 2^63 - 1; `random` draws one and prints it on stderr, so that the run can be repeated."""
 
     name = "seed"
@@ -127,7 +127,7 @@ class Seed(click.ParamType[int]):
         return "N|random"
 
 
-class Device(click.ParamType[str]):
+class Device(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """auto, cpu, cuda or cuda:INDEX; whether it is there is known when the model is loaded."""
 
     name = "device"
