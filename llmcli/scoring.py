@@ -220,6 +220,8 @@ def report(
         error,
     )
     interval = bootstrap([] if error else [-scores[i].astype(np.float64) for i in used], seed=seed)
+    if error:
+        interval["method"] = "no perplexity"
     return {
         **corpus.describe(),
         "ci": {**interval, "low": _exp(interval["low"]), "high": _exp(interval["high"])},
@@ -244,7 +246,7 @@ def bootstrap(values: Sequence[Floats], *, level: float = 0.95, resamples: int =
     stretches of about sqrt(n) tokens. Fewer than 8 values give no interval (None).
     """
     n = sum(map(len, values))
-    answer = {"level": level, "low": None, "high": None, "method": "none: fewer than 8 tokens"}
+    answer = {"level": level, "low": None, "high": None, "method": "fewer than 8 tokens"}
     if n < 8:
         return answer
     by_document = len(values) >= 30

@@ -47,7 +47,7 @@ FIGURES = ("ppl", "nll_per_token", "bits_per_byte", "n_tokens", "n_bytes", "n_wo
 @options.option("--protocol", metavar="NAME", help="The same by name: sliding:CTX/STRIDE.")
 @options.option(
     "--batch-size",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 4096),
     metavar="N",
     help="Windows scored together; changes the speed only. [default: about 2048 tokens]",
 )
@@ -183,10 +183,10 @@ def as_text(figures: dict[str, Any]) -> str:
         [[row["name"], *(cell(row[figure]) for figure in FIGURES)] for row in (rows if len(rows) > 2 else rows[:1])],
         right=range(1, len(FIGURES) + 1),
     )
+    interval = f"{100 * ci['level']:.0f} % interval {cell(ci['low'])} to {cell(ci['high'])}, {ci['method']}"
     return (
         f"{table}\n"
-        f"ppl {cell(figures['ppl'])}, {100 * ci['level']:.0f} % interval {cell(ci['low'])} to {cell(ci['high'])}"
-        f" ({ci['method']})\n"
+        f"{interval if ci['low'] is not None else 'no interval: ' + ci['method']}\n"
         f"protocol {protocol['name']}, fingerprint {figures['fingerprint']}\n"
     )
 

@@ -83,7 +83,7 @@ def test_text_and_csv_carry_the_same_figures(ppl: Shell) -> None:
         ("a.txt -c 8 --stride 9", 2, "expected 1 to 8 (the context), got 9"),
         ("a.txt -c 0", 2, "0"),
         ("a.txt --stride 0", 2, "0"),
-        ("a.txt --batch-size 0", 2, "0"),
+        ("a.txt --batch-size 4097", 2, "4097"),
         ("a.txt --protocol sliding:8/4 --stride 4", 2, "either --protocol or"),
         ("a.txt --protocol paper", 2, "expected one of sliding, got 'paper'"),
         ("a.txt -m nowhere/at/all", 5, "nowhere/at/all"),
@@ -119,6 +119,13 @@ def test_no_text_on_a_terminal_is_a_hint(shell: Shell) -> None:
     result = shell("script -qec 'llmcli ppl' /dev/null")
     assert result.code == 2
     assert "name files, or pipe text in" in result.out
+
+
+def test_two_tokens_have_a_perplexity_but_no_interval(ppl: Shell) -> None:
+    result = ppl("-c 1", stdin=b"qz")
+    assert result.code == 0
+    assert "no interval: fewer than 8 tokens" in result.out
+    assert result.out.splitlines()[1].split()[4:6] == ["1", "1"]
 
 
 def test_replaced_bytes_are_scored(ppl: Shell, tmp_path: Path) -> None:
