@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmcli.ops import gelu, silu_gate
 from tests import reference
-from tests.ops.samples import DTYPES, SHAPES, normal
+from tests.ops.samples import DTYPES, SHAPES, kernels_only, normal
 from tests.ops.tolerance import assert_within_budget
 
 INF, NAN = float("inf"), float("nan")
@@ -39,6 +39,7 @@ def test_silu_gate_close_to_float64(isa: str, shape: tuple[int, ...], dtype: tor
         assert_within_budget(silu_gate(gate, up, *biases), torchs, reference.silu_gate(gate, up, *biases))
 
 
+@kernels_only
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_over_its_whole_range(isa: str, approximate: str) -> None:
     x = torch.linspace(-40, 40, 400_003)
@@ -50,6 +51,7 @@ def test_gelu_over_its_whole_range(isa: str, approximate: str) -> None:
     torch.testing.assert_close(gelu(special, approximate=approximate), expected, equal_nan=True)
 
 
+@kernels_only
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_halves_of_a_projection_are_read_in_place(isa: str, dtype: torch.dtype) -> None:
     both = normal(3, 5, 74, dtype=dtype)
@@ -109,6 +111,7 @@ def test_silu_gate_backward_close_to_float64(isa: str, shape: tuple[int, ...], d
             assert_within_budget(o, t, e)
 
 
+@kernels_only
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_depend_on_threads_batch_or_position(isa: str, dtype: torch.dtype) -> None:
     x, up = normal(301, 517, dtype=dtype, size=2), normal(301, 517, seed=1, dtype=dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmcli.ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tests import reference
-from tests.ops.samples import DTYPES, SHAPES, normal
+from tests.ops.samples import DTYPES, SHAPES, kernels_only, normal
 from tests.ops.tolerance import assert_within_budget
 
 INF, NAN = float("inf"), float("nan")
@@ -42,6 +42,7 @@ def test_close_to_float64(isa: str, shape: tuple[int, ...], dtype: torch.dtype, 
         assert_within_budget(layer_norm(x, weight, b), theirs(x, weight, b, 1e-5, False), reference.norm(x, weight, b))
 
 
+@kernels_only
 @pytest.mark.parametrize("C", [64, 1023])
 def test_large_mean_costs_no_precision(isa: str, C: int) -> None:
     x = normal(4, C) + 3e4
@@ -84,6 +85,7 @@ def test_residual_of_a_wider_dtype(isa: str) -> None:
     assert torch.equal(total, x + residual)
 
 
+@kernels_only
 def test_strides_change_nothing(isa: str) -> None:
     wide = normal(3, 4, 74)
     weight, bias = normal(37, seed=1), normal(37, seed=2)
@@ -122,6 +124,7 @@ def test_backward_close_to_float64(isa: str, shape: tuple[int, ...], dtype: torc
         assert_within_budget(o, t, e)
 
 
+@kernels_only
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_depend_on_threads_batch_or_position(isa: str, dtype: torch.dtype) -> None:
     x, residual = normal(301, 517, dtype=dtype), normal(301, 517, seed=1, dtype=dtype)

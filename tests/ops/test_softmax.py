@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmcli.ops import registry, softmax
 from tests import reference
-from tests.ops.samples import DTYPES, SHAPES, normal
+from tests.ops.samples import DTYPES, SHAPES, kernels_only, normal
 from tests.ops.tolerance import assert_within_budget
 
 INF, NAN = float("inf"), float("nan")
@@ -71,6 +71,7 @@ def test_hidden_rows_infinities_and_nan(isa: str, size: int, dtype: torch.dtype,
     assert torch.equal(hidden, torch.full_like(hidden, -INF if log else 0.0))
 
 
+@kernels_only
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strides_change_nothing(isa: str, dtype: torch.dtype, log: bool) -> None:
@@ -87,6 +88,7 @@ def test_strides_change_nothing(isa: str, dtype: torch.dtype, log: bool) -> None
         assert (out[..., x.shape[-1] :] == 7).all()
 
 
+@kernels_only
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_depend_on_threads_batch_or_position(isa: str, dtype: torch.dtype) -> None:
     x = normal(301, 517, dtype=dtype, size=3)
@@ -164,7 +166,7 @@ def test_errors_name_what_came() -> None:
         softmax(x, out=torch.empty(3, 2))
 
 
-@pytest.mark.skipif(registry.kernels is None, reason="built without kernels")
+@kernels_only
 class TestExponential:
     """White box: the vector functions of every instruction set over their whole range."""
 
