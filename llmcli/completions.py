@@ -112,9 +112,11 @@ class Session:
         stop = given.pop("stop", ())
         if not isinstance(stop, (str, list, tuple)):
             raise InputError(f"stop must be text or a list of texts, got {stop!r}")
+        sampling = {name: value for name, value in settings.items() if name in SAMPLING and value is not None}
+        sampling.setdefault("repetition_penalty", self.loaded.repetition_penalty)
         request = Request(
             ids=self.loaded.tokenizer.encode(prompt),
-            sampling=Sampling(**{name: value for name, value in settings.items() if name in SAMPLING}),
+            sampling=Sampling(**sampling),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             **given,
         )

@@ -40,6 +40,7 @@ class Loaded:
     path: Path
     dtype: torch.dtype
     device: torch.device
+    repetition_penalty: float = 1.0  # what the model's generation_config.json advises
 
     def sha256(self) -> str:
         """Hash of the weight files, in hexadecimal."""
@@ -107,7 +108,25 @@ def load(
             f"{path}: the tokenizer has {tokenizer.vocab_size} entries, but vocab_size in config.json is "
             f"{model.config.vocab_size}: the files belong to different models"
         )
-    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where)
+    advised = _advised_penalty(path if path.is_dir() else path.parent)
+    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where, advised)
+
+
+def _advised_penalty(directory: Path) -> float:
+    """`repetition_penalty` of generation_config.json, 1 where it has none.
+
+    Its other advice (temperature, top-k, …) is about sampling, and generation is greedy unless asked.
+    """
+    file = directory / "generation_config.json"
+    try:
+        penalty = json.loads(file.read_text("utf-8")).get("repetition_penalty") or 1.0
+    except FileNotFoundError:
+        return 1.0
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{file}: expected a JSON object, got something else: {error}") from None
+    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 < penalty <= 100:
+        raise ModelError(f"{file}: expected repetition_penalty above 0 and at most 100, got {penalty!r}")
+    return float(penalty)
 
 
 def read_config(path: Path) -> dict[str, Any]:

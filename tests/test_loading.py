@@ -202,3 +202,18 @@ def test_devices(tiny_gpt2: Path) -> None:
         loading.load(tiny_gpt2, device="cuda:99")
     with pytest.raises(InputError, match="device 'abacus' is not known; expected auto, cpu, cuda"):
         loading.load(tiny_gpt2, device="abacus")
+
+
+@pytest.mark.parametrize(("text", "penalty"), [('{"repetition_penalty": 1.2, "temperature": 0.6}', 1.2), ("{}", 1.0)])
+def test_advised_repetition_penalty(text: str, penalty: float, tiny_gpt2: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(tiny_gpt2, tmp_path / "model")
+    (directory / "generation_config.json").write_text(text)
+    assert loading.load(directory).repetition_penalty == penalty
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"repetition_penalty": -1}', '{"repetition_penalty": "much"}'])
+def test_bad_advice_is_refused(text: str, tiny_gpt2: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(tiny_gpt2, tmp_path / "model")
+    (directory / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"generation_config\.json: expected"):
+        loading.load(directory)

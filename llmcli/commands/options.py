@@ -200,8 +200,8 @@ def sampling_options(function: Function) -> Function:
                 "--repetition-penalty",
                 aliases=["--repeat-penalty"],
                 type=Number(0, 100, min_open=True),
-                default=1.0,
-                help="Above 1, tokens that occurred become less likely.",
+                help="Above 1, tokens that occurred become less likely. [default: what the model's "
+                "generation_config.json advises; 1 where it says nothing]",
             ),
             option(
                 "--presence-penalty",
