@@ -130,7 +130,7 @@ def command(
         f"{n_parameters / 1e6:.2f} M parameters, {len(stream) / 1e6:.2f} M training tokens, "
         f"{recipe.iters} steps of {recipe.tokens_per_step} tokens, {torch.get_num_threads()} threads"
     )
-    began, step, evaluation = time.perf_counter(), None, None
+    began, resumed_at, step, evaluation = time.perf_counter(), trainer.steps_done, None, None
     with terminal.interruptible() as interrupt:
         with Progress("training", total=recipe.iters, unit="steps") as progress, open_log(log) as journal:
             for report in training.run(
@@ -154,7 +154,7 @@ def command(
             "schema": "llmcli/train/1",
             "output": output,
             "n_parameters": n_parameters,
-            "n_tokens": trainer.steps_done * recipe.tokens_per_step,
+            "n_tokens": (trainer.steps_done - resumed_at) * recipe.tokens_per_step,
             "seconds": time.perf_counter() - began,
             **(asdict(step) if step else {}),
             **(asdict(evaluation) if evaluation else {}),
