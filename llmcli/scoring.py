@@ -1,7 +1,7 @@
 """How surprised a model is by text: windows, log-probabilities, totals and an interval. Ids in, numbers out.
 
 A protocol says which tokens the model sees when it scores a token; two perplexities compare only when their
-fingerprints are equal. A new protocol is a frozen dataclass with the methods of `Sliding` and a row in `PROTOCOLS`.
+fingerprints are equal. A new protocol is a frozen dataclass that is a `Rule`, and a row in `PROTOCOLS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, ClassVar, Protocol
@@ -45,6 +45,20 @@ class Window:
     start: int
     first: int
     stop: int
+
+
+class Rule(Protocol):
+    """Which windows a document is scored in: what a protocol decides."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that a window shows the model, at most."""
+
+    def windows(self, n_tokens: int) -> Iterator[Window]:
+        """The windows of a document of n_tokens, in order, which score each token that is scored once."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the number, for people and for the fingerprint; "name" is what --protocol takes."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class Sliding:
             start, first = start + self.stride, stop
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the number, for people and for the fingerprint."""
+        """The fields of a JSON report's "protocol"."""
         return {
             "name": f"{self.family}:{self.context}/{self.stride}",
             "family": self.family,
@@ -98,7 +112,7 @@ class Sliding:
         }
 
 
-PROTOCOLS = {Sliding.family: Sliding}
+PROTOCOLS: dict[str, Callable[[str], Rule]] = {Sliding.family: Sliding.parse}
 
 
 def default_stride(context: int) -> int:
@@ -106,12 +120,12 @@ def default_stride(context: int) -> int:
     return max(1, context // 2)
 
 
-def protocol(name: str) -> Sliding:
+def protocol(name: str) -> Rule:
     """The protocol called `FAMILY:PARAMETERS`; an unknown family is an InputError."""
     family, _, parameters = name.partition(":")
     if family not in PROTOCOLS:
         raise InputError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got '{family}'")
-    return PROTOCOLS[family].parse(parameters)
+    return PROTOCOLS[family](parameters)
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,7 @@ def encode(name: str, text: str, tokenizer: Encodes) -> Document:
 
 
 def logprobs(
-    model: Scores, ids: Tensor, protocol: Sliding, *, batch_size: int = 1, device: torch.device | str = "cpu"
+    model: Scores, ids: Tensor, protocol: Rule, *, batch_size: int = 1, device: torch.device | str = "cpu"
 ) -> Iterator[Floats]:
     """Yield log p of tokens 1, 2, … of ids (N,) given what the protocol shows, as float32 arrays in order.
 
@@ -199,9 +213,7 @@ def total(document: Document, scores: Floats) -> Total:
     return Total(-math.fsum(scores.tolist()), *counts)
 
 
-def report(
-    documents: Sequence[Document], scores: Sequence[Floats], protocol: Sliding, *, seed: int = 0
-) -> dict[str, Any]:
+def report(documents: Sequence[Document], scores: Sequence[Floats], protocol: Rule, *, seed: int = 0) -> dict[str, Any]:
     """The figures of a corpus and of its documents; a document too short to score is listed and left out.
 
     One log-probability that is not finite makes the corpus figures None: a mean of the rest would be another corpus.
@@ -233,7 +245,7 @@ def report(
     }
 
 
-def fingerprint(documents: Sequence[Document], protocol: Sliding) -> str:
+def fingerprint(documents: Sequence[Document], protocol: Rule) -> str:
     """SHA-256 over the protocol and the texts in order: equal fingerprints, comparable perplexities."""
     data = hashlib.sha256("".join(document.sha256 for document in documents).encode()).hexdigest()
     return hashlib.sha256(json.dumps({**protocol.describe(), "data": data}, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,7 @@ from llmcli.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from llmcli.loading import Loaded
-    from llmcli.scoring import Sliding
+    from llmcli.scoring import Rule
 
 FIGURES = ("ppl", "nll_per_token", "bits_per_byte", "n_tokens", "n_bytes", "n_words", "word_ppl")
 
@@ -123,7 +123,7 @@ def stronger(
     return (protocol, None, None) if flagged[0] else (None, ctx_size, stride)
 
 
-def named(protocol: str | None, ctx_size: int | None, stride: int | None, limit: int) -> Sliding:
+def named(protocol: str | None, ctx_size: int | None, stride: int | None, limit: int) -> Rule:
     """The protocol that the flags ask for, within the `limit` of the model. Raises InputError."""
     from llmcli import scoring
 
@@ -137,7 +137,7 @@ def named(protocol: str | None, ctx_size: int | None, stride: int | None, limit:
     return rule
 
 
-def measure(loaded: Loaded, texts: list[tuple[str, str]], rule: Sliding, batch_size: int, seed: int) -> dict[str, Any]:
+def measure(loaded: Loaded, texts: list[tuple[str, str]], rule: Rule, batch_size: int, seed: int) -> dict[str, Any]:
     """Score every text, with progress and warnings on stderr, and sum up. Raises InputError if none has two tokens."""
     import numpy as np
 
