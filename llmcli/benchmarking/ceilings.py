@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,15 @@ def matrix_size(dtype: torch.dtype, device: torch.device, clock: Clock) -> int:
     return size
 
 
+def register_peak(dtype: str) -> float:
+    """GFLOP/s of multiply-adds in registers on all threads at once; 0 where our kernels have no such instruction."""
+    if registry.kernels is None or dtype not in ("float32", "bfloat16"):
+        return 0.0
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        return float(sum(pool.map(registry.kernels.peak_gflops, [dtype] * threads)))
+
+
 @dataclass(frozen=True)
 class Ceiling:
     """The best rate so far (giga per second), the pattern that reached it, and that pattern to run again."""
@@ -119,7 +129,8 @@ class Ceilings:
     """The ceilings of one run, per kind, buffer size and number of threads; each more look can only raise them.
 
     A kind is "read" or "copy" (GB/s) or the name of a dtype (matrix product, GFLOP/s). A narrow dtype's matrix peak is
-    never below float32's, for a kernel may widen its input.
+    never below float32's, for a kernel may widen its input. Beside each matrix peak stands what the units reach without
+    any memory (`register_peaks`), which no product of matrices attains.
     """
 
     def __init__(self, device: str = "cpu", *, rounds: int = ROUNDS, clock: Clock = time.perf_counter_ns) -> None:
@@ -127,6 +138,7 @@ class Ceilings:
         self.rounds = rounds
         self.clock = clock
         self.best: dict[tuple[str, int, int], Ceiling] = {}
+        self.register_peaks: dict[tuple[str, int], float] = {}
 
     def get(self, kind: str, working_set: int = LARGEST_STREAM) -> float:
         """The best so far with the present number of threads; measured when there is none."""
@@ -167,10 +179,25 @@ class Ceilings:
         if kind not in ("read", "copy", "float32"):
             found.append(self.ceiling("float32"))
         self.best[key] = max(found, key=lambda ceiling: ceiling.value)
+        if kind not in ("read", "copy") and self.device.type == "cpu" and (peak := register_peak(kind)):
+            known = self.register_peaks.get((kind, key[2]), 0.0)
+            self.register_peaks[kind, key[2]] = max(peak, known)
 
     def to_json(self) -> list[dict[str, Any]]:
         """One object per ceiling: kind, dtype or buffer size, unit, value, the pattern that reached it, threads."""
-        return [
+        registers: list[dict[str, Any]] = [
+            {
+                "kind": "registers",
+                "dtype": dtype,
+                "buffer_bytes": None,
+                "unit": "GFLOP/s",
+                "value": round(value, 2),
+                "pattern": "multiply-adds",
+                "n_threads": threads,
+            }
+            for (dtype, threads), value in self.register_peaks.items()
+        ]
+        return registers + [
             {
                 "kind": kind if kind in ("read", "copy") else "matrix",
                 "dtype": None if kind in ("read", "copy") else kind,

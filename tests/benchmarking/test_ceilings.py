@@ -18,6 +18,7 @@ from llmcli.benchmarking.ceilings import (
     matrix_size,
     read_bytes,
     read_patterns,
+    register_peak,
     stream_bytes,
 )
 from tests.benchmarking.clock import SimulatedClock
@@ -106,7 +107,8 @@ def test_kinds_sizes_and_threads_are_apart(small: None) -> None:
     rows = {
         (row["kind"], row["dtype"], row["buffer_bytes"], row["n_threads"]): row["value"] for row in ceilings.to_json()
     }
-    assert set(rows) == {
+    registers = {("registers", dtype, None, 2) for dtype in ("float32", "bfloat16") if register_peak(dtype)}
+    assert set(rows) == registers | {
         ("read", None, 1 << 20, 1),
         ("copy", None, None, 1),
         ("read", None, 1 << 20, 2),
