@@ -46,7 +46,7 @@ def command(format: str, output: str | None, device: str, require_kernels: bool)
     document["problems"] += unread_variables()
     with open_output(output) as out:
         out.write(to_json(document) if format == "json" else describe(document))
-    Engine(device=device, dtype="auto", threads=None, require_kernels=require_kernels).prepare()
+    Engine(device=device, dtype="auto", threads=None, require_kernels=require_kernels).prepare(training=True)
     if document["default_model"]["problem"]:
         raise ModelError(f"default model: {document['default_model']['problem']}")
 

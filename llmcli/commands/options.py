@@ -30,10 +30,10 @@ class Engine:
     threads: int | None
     require_kernels: bool
 
-    def prepare(self) -> None:
+    def prepare(self, *, training: bool = False) -> None:
         """Set the thread count; with --require-kernels, refuse an op that would run on its fallback.
 
-        Raises ResourceError.
+        The backward pass counts only in training. Raises ResourceError.
         """
         import torch
 
@@ -43,7 +43,7 @@ class Engine:
             from llmcli.ops.registry import require_kernels
 
             automatic = "cuda" if torch.cuda.is_available() else "cpu"
-            require_kernels(automatic if self.device == "auto" else self.device)
+            require_kernels(automatic if self.device == "auto" else self.device, training=training)
 
 
 @dataclass(frozen=True)

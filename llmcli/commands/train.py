@@ -87,7 +87,7 @@ def command(
     **flags: Any,
 ) -> None:
     """Read, tokenise, train, report."""
-    engine.prepare()
+    engine.prepare(training=True)
     import torch
 
     from llmcli import data as texts

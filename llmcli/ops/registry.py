@@ -100,10 +100,14 @@ def status() -> list[OpStatus]:
     ]
 
 
-def require_kernels(device: str) -> None:
-    """Raise ResourceError when any operator would fall back to torch on this device ("cpu", "cuda:0", …)."""
+def require_kernels(device: str, *, training: bool = True) -> None:
+    """Raise ResourceError when an operator would fall back to torch on this device ("cpu", "cuda:0", …).
+
+    Without training, the operators of the backward pass do not count: nothing calls them.
+    """
     kind = device.partition(":")[0]
-    missing = [name for name in _NAMES if not _has_kernel(name, kind)]
+    names = [name for name in _NAMES if training or not name.endswith("_backward")]
+    missing = [name for name in names if not _has_kernel(name, kind)]
     if missing:
         why = f": {why_no_kernels}" if kernels is None else ""
         raise ResourceError(

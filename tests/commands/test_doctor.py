@@ -49,6 +49,12 @@ def test_require_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CliRunner().invoke(cli, ["doctor", "--require-kernels", "--device", "cpu"]).exit_code == 0
 
 
+def test_inference_needs_no_backward_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_has_kernel", lambda name, device: not name.endswith("_backward"))
+    registry.require_kernels("cpu", training=False)
+    assert CliRunner().invoke(cli, ["doctor", "--require-kernels"]).exit_code == 6
+
+
 def test_a_damaged_model_exits_with_5(monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = {"path": "default_model", "sha256": {}, "problem": "the checksum of x is not the published one"}
     monkeypatch.setattr(diagnosis, "default_model", lambda: damaged)
