@@ -20,9 +20,9 @@ from llmcli.errors import InputError, ModelError
 
 END_OF_TEXT = "<|endoftext|>"
 
-# A single space between two ASCII letters always starts a new pre-token in GPT-2's pattern, so that text cut
-# there encodes to the same ids in pieces as in one go.
-_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+# A single space or line end between two ASCII letters always starts a new pre-token in GPT-2's pattern, so that text
+# cut there encodes to the same ids in pieces as in one go.
+_SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?=[ \n][A-Za-z])")
 PIECE_CHARS = 1 << 18
 
 
@@ -55,12 +55,12 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self._added: dict[int, str] = {i: t.content for i, t in added.items()}
-        # GPT-2's own pattern, no normalizer, and no added token that reaches over a space.
+        # GPT-2's own pattern, no normalizer, and no added token that reaches over a space or a line end.
         self._cuts = (
             isinstance(backend.pre_tokenizer, ByteLevel)
             and backend.pre_tokenizer.use_regex
             and backend.normalizer is None
-            and not any(t.lstrip or t.rstrip or " " in t.content for t in added.values())
+            and not any(t.lstrip or t.rstrip or {" ", "\n"} & {*t.content} for t in added.values())
         )
 
     @classmethod

@@ -55,11 +55,11 @@ def test_bytes_of_a_split_character(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("👋")[:1]) == "\ufffd"
 
 
-@pytest.mark.parametrize("added", ["to be", AddedToken("be", rstrip=True), AddedToken("or", lstrip=True)])
+@pytest.mark.parametrize("added", ["to be", "not\nto", AddedToken("be", rstrip=True), AddedToken("or", lstrip=True)])
 def test_a_text_is_not_cut_where_a_token_may_lie(tiny_gpt2: Path, monkeypatch, added: str | AddedToken) -> None:
     backend = Backend.from_file(str(tiny_gpt2 / "tokenizer.json"))
     backend.add_tokens([added])
-    text = "to be or not to be or so" * 3
+    text = "to be or not\nto be or so" * 3
     expected = backend.encode(text, add_special_tokens=False).ids
     monkeypatch.setattr("llmcli.tokenizer.PIECE_CHARS", 1)
     assert Tokenizer(backend).encode(text) == expected
