@@ -94,8 +94,11 @@ def load(
         )
     with ThreadPoolExecutor(1) as beside:  # GPT-2's own tokenizer takes as long to read as its weights
         opening = beside.submit(Tokenizer.open, path if path.is_dir() else path.parent)
-        with torch.device("meta"):
-            model = model_cls(model_config)
+        try:
+            with torch.device("meta"):
+                model = model_cls(model_config)
+        except (RuntimeError, TypeError) as error:  # torch's words for sizes, or products of them, beyond 64 bits
+            raise ModelError(f"{path}: config.json asks for tensors that no machine holds") from error
         renamed = model.rename(weights)
         chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
         pack = pack and where.type == "cpu" and registry.kernels is not None

@@ -115,6 +115,8 @@ def test_imports_stay_light(tiny_gpt2: Path) -> None:
         ({"vocab_size": 400}, "wte.weight has shape [320, 32]; config.json asks for [400, 32]"),
         ({"n_layer": 3}, "the tensor h.2.attn.c_attn.bias is missing (and 11 more)"),
         ({"n_layer": 1}, "the tensor h.1.attn.c_attn.bias has no place in this architecture (and 11 more)"),
+        ({"n_embd": 10**9}, "config.json asks for tensors that no machine holds"),
+        ({"n_positions": 10**30}, "config.json asks for tensors that no machine holds"),
         ({"n_layer": 10**9}, "config.json asks for 1000000000 layers; there are 28 tensors"),
         ({"tie_word_embeddings": False}, "the tensor lm_head.weight is missing"),
         ({"position_embedding_type": "sinusoidal"}, "the tensor wpe.weight has no place"),
