@@ -400,4 +400,4 @@ def test_the_embedded_model_writes_words_without_being_named(shell: Shell) -> No
     assert got["model"] == "default"
     assert got["choices"][0]["text"] == text
     words = text.split()
-    assert sum(word.strip(".,;!?\"'").isalpha() for word in words) > 0.8 * len(words) > 10
+    assert sum(word.strip(".,;!?\"'‘’“”—").isalpha() for word in words) > 0.8 * len(words) > 10
