@@ -146,7 +146,7 @@ def status(path: Path) -> str:
         return "not in this installation"
     try:
         kind = json.loads((path / "config.json").read_text("utf-8"))["model_type"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "no config.json with a model_type"
     if kind not in MODELS:
         return f"unsupported architecture {kind}"

@@ -125,7 +125,7 @@ def _advised_penalty(directory: Path) -> float:
         penalty = json.loads(file.read_text("utf-8")).get("repetition_penalty") or 1.0
     except FileNotFoundError:
         return 1.0
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: expected a JSON object, got something else: {error}") from None
     if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 < penalty <= 100:
         raise ModelError(f"{file}: expected repetition_penalty above 0 and at most 100, got {penalty!r}")
@@ -139,7 +139,7 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{file}: no such file; a model is config.json, *.safetensors and a tokenizer") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file}: expected a JSON object; got {type(config).__name__}")

@@ -160,6 +160,6 @@ def _eos_id(path: Path, backend: Backend) -> int | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

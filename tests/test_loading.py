@@ -163,7 +163,12 @@ def test_weights_that_are_no_numbers(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not readable as JSON"), (b"[1]", "expected a JSON object; got list"), (b"\xff{}", "not readable as JSON")],
+    [
+        (b"", "not readable as JSON"),
+        (b"[1]", "expected a JSON object; got list"),
+        (b"\xff{}", "not readable as JSON"),
+        pytest.param(b"[" * 100_000, "not readable as JSON", id="deep"),
+    ],
 )
 def test_a_damaged_config(directory: Path, content: bytes, message: str) -> None:
     (directory / "config.json").write_bytes(content)
@@ -213,7 +218,10 @@ def test_advised_repetition_penalty(text: str, penalty: float, tiny_gpt2: Path, 
     assert loading.load(directory).repetition_penalty == penalty
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"repetition_penalty": -1}', '{"repetition_penalty": "much"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", '{"repetition_penalty": -1}', '{"repetition_penalty": "much"}', pytest.param("[" * 100_000, id="deep")],
+)
 def test_bad_advice_is_refused(text: str, tiny_gpt2: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(tiny_gpt2, tmp_path / "model")
     (directory / "generation_config.json").write_text(text)

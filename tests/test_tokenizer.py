@@ -116,6 +116,12 @@ def test_end_of_text(tiny_gpt2: Path, tmp_path: Path, file: str, content: object
     assert tokenizer.eos_id == (tokenizer.backend.token_to_id(expected) if isinstance(expected, str) else expected)
 
 
+def test_a_config_too_deep_to_read_is_none(tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((tiny_gpt2 / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    assert Tokenizer.open(tmp_path).eos_id == 0
+
+
 def test_no_end_of_text(tmp_path: Path) -> None:
     backend = Backend(models.BPE({"a": 0}, []))
     backend.decoder = decoders.ByteLevel()

@@ -30,7 +30,7 @@ def shape_config(shape: str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{shape!r} is neither a config.json nor one of: {', '.join(SHAPES)}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{shape}: expected a JSON object ({error})") from None
     if not isinstance(config, dict):
         raise ModelError(f"{shape}: expected a JSON object, got {type(config).__name__}")

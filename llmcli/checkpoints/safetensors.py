@@ -60,7 +60,7 @@ def files(path: str | os.PathLike[str]) -> list[Path]:
     if path.suffix == ".json":
         try:
             shards = sorted({os.fspath(name) for name in json.loads(path.read_text("utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(
                 f"{path}: expected a JSON index with a weight_map, or name the directory; {error!r}"
             ) from error

@@ -183,7 +183,7 @@ def read_shape(path: str) -> dict[str, Any]:
     """A config.json; raises ModelError when it is not a JSON object."""
     try:
         shape = loads(terminal.read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(shape, dict):
         raise ModelError(f"{path}: expected a JSON object; got {type(shape).__name__}")

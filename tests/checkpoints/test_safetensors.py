@@ -111,7 +111,10 @@ def test_index_that_lies(tmp_path: Path, weight_map: dict[str, str], message: st
         safetensors.open(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}', "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}', "\udcff", pytest.param("[" * 100_000, id="deep")],
+)
 def test_index_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text, errors="surrogateescape")
     with pytest.raises(ModelError, match="expected"):
