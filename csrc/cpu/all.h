@@ -11,5 +11,6 @@
 #include "tile_bf16.h"
 #endif
 #include "attention.h"
+#include "attention_backward.h"
 
 #include "table.h"

@@ -68,6 +68,12 @@ struct AttentionTile {
   }
 };
 
+// How many of a batch row's keys query t sees: causal is aligned bottom-right.
+LLMCLI_INLINE int64_t attention_limit(const AttentionArgs& a, int64_t keys, int64_t t) {
+  const int64_t last = t + keys - a.T + 1;
+  return !a.causal ? keys : last < 0 ? 0 : last;
+}
+
 // Goes to a tile: packs q, finds what each row sees, clears the running result.
 template <class P, typename T>
 void attention_open(const AttentionArgs& a, AttentionTile<P>& t, int64_t b, int64_t g, int64_t index) {
@@ -80,12 +86,7 @@ void attention_open(const AttentionArgs& a, AttentionTile<P>& t, int64_t b, int6
   t.keys = a.k_lengths ? a.k_lengths[b] : a.S;
   const T* q = static_cast<const T*>(a.q) + b * a.q_b;
   for (int64_t r = 0; r < t.rows; ++r) {
-    int64_t limit = t.keys;
-    if (a.causal) {
-      limit = t.t_of(r) + t.keys - a.T + 1;
-      limit = limit < 0 ? 0 : limit;
-    }
-    t.limit[r] = static_cast<int32_t>(limit);
+    t.limit[r] = static_cast<int32_t>(attention_limit(a, t.keys, t.t_of(r)));
     P::pack_row(t.q + r * t.depth, q + t.t_of(r) * a.q_t + t.h_of(r) * a.q_h, a.D);
   }
   for (int64_t r = 0; r < round_up(t.rows, N); r += N) {

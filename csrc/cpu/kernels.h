@@ -158,6 +158,15 @@ struct AttentionArgs {
   bool causal;
   DType dtype, bias_dtype;
 };
+
+// Their gradients: an item is one key/value head of one batch row; out and lse are the forward's.
+struct AttentionBackwardArgs : AttentionArgs {
+  const void* grad;  // of out, (B,T,H,D) by strides, last dimension contiguous
+  int64_t grad_b, grad_t, grad_h;
+  void *dq, *dk, *dv;  // contiguous
+  float* dbias;        // null, or (B,H,T,S) contiguous and zero: the gradient of the scores
+};
+
 enum class AttentionPass { whole, split, merge };
 constexpr int64_t kAttentionBlock = 128;  // keys; part of the arithmetic, see attention.h
 constexpr int64_t kAttentionRows = 48;    // rows of a tile; a multiple of every ISA's register tile
@@ -190,6 +199,8 @@ struct Kernels {
   int64_t (*attention_scratch)(const AttentionArgs& args);  // bytes, 64-byte aligned, one per thread
   bool (*elementary)(const char* name, const float* x, float* y, int64_t n);
   double (*multiply_add)(DType dtype, int64_t rounds);
+  void (*attention_backward)(const AttentionBackwardArgs& args, int64_t begin, int64_t end, void* scratch);
+  int64_t (*attention_backward_scratch)(const AttentionArgs& args);
 };
 
 // One table per instruction set that this binary holds and this CPU runs, best first.

@@ -24,6 +24,8 @@ const Kernels table = {
     .attention_scratch = attention_scratch,
     .elementary = elementary,
     .multiply_add = multiply_add,
+    .attention_backward = attention_backward,
+    .attention_backward_scratch = attention_backward_scratch,
 };
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

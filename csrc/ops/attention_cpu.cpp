@@ -45,14 +45,11 @@ void run(cpu::AttentionArgs& a) {
   pass(cpu::AttentionPass::merge, tiles, static_cast<double>(cpu::attention_partial(a) * blocks) * 0.2);
 }
 
-// q (B,T,H,D), k and v (B,S,G,D), bias 4-D and broadcastable to (B,H,T,S), k_lengths (B,) → out (B,T,H,D),
-// lse (B,H,T) float32.
-std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_,
-                                     std::optional<Tensor> bias, std::optional<Tensor> k_lengths,
-                                     double scale, bool causal) {
-  STD_TORCH_CHECK(q_.dim() == 4 && k_.dim() == 4 && v_.dim() == 4, "attention: expected 4-D q, k and v");
-  const Tensor q = rows_of(q_), k = rows_of(k_), v = rows_of(v_);
-  cpu::AttentionArgs a{};
+// Everything but results and dtype checks of bias: q (B,T,H,D), k and v (B,S,G,D), their last dimensions
+// contiguous.
+void describe(cpu::AttentionArgs& a, const Tensor& q, const Tensor& k, const Tensor& v,
+              const std::optional<Tensor>& bias, const std::optional<Tensor>& k_lengths, double scale,
+              bool causal) {
   a.dtype = dtype_of(q, "attention");
   STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
                   "attention: q, k and v differ in dtype");
@@ -63,9 +60,6 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
                     "attention: k and v differ from q in batch or head size, or from each other");
   STD_TORCH_CHECK(a.G > 0 && a.H % a.G == 0 && a.D >= 1 && a.D <= 256 && a.S < (int64_t{1} << 31),
                   "attention: expected H % G == 0 and D from 1 to 256");
-  Tensor out = torch::stable::new_empty(q, q.sizes());
-  Tensor lse = torch::stable::new_empty(q, {a.B, a.H, a.T}, ScalarType::Float);
-  if (a.B == 0 || a.T == 0 || a.H == 0) return {out, lse};
   a.q = q.const_data_ptr(), a.q_b = q.stride(0), a.q_t = q.stride(1), a.q_h = q.stride(2);
   a.k = k.const_data_ptr(), a.k_b = k.stride(0), a.k_s = k.stride(1), a.k_g = k.stride(2);
   a.v = v.const_data_ptr(), a.v_b = v.stride(0), a.v_s = v.stride(1), a.v_g = v.stride(2);
@@ -92,13 +86,77 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
   }
   a.scale = static_cast<float>(scale);
   a.causal = causal;
+}
+
+// Bias (4-D) broadcasts to (B,H,T,S); k_lengths (B,) → out (B,T,H,D), lse (B,H,T) float32.
+std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_,
+                                     std::optional<Tensor> bias, std::optional<Tensor> k_lengths,
+                                     double scale, bool causal) {
+  STD_TORCH_CHECK(q_.dim() == 4 && k_.dim() == 4 && v_.dim() == 4, "attention: expected 4-D q, k and v");
+  const Tensor q = rows_of(q_), k = rows_of(k_), v = rows_of(v_);
+  cpu::AttentionArgs a{};
+  describe(a, q, k, v, bias, k_lengths, scale, causal);
+  Tensor out = torch::stable::new_empty(q, q.sizes());
+  Tensor lse = torch::stable::new_empty(q, {a.B, a.H, a.T}, ScalarType::Float);
+  if (out.numel() == 0) return {out, lse};
   a.out = out.mutable_data_ptr();
   a.lse = static_cast<float*>(lse.mutable_data_ptr());
   run(a);
   return {out, lse};
 }
 
+// dbias in the shape of bias from the gradient of the scores (B,H,T,S).
+Tensor sum_to(const Tensor& scores, const Tensor& bias) {
+  int64_t dims[4];
+  size_t n = 0;
+  for (int i = 0; i < 4; ++i)
+    if (bias.size(i) == 1 && scores.size(i) != 1) dims[n++] = i;
+  const Tensor sum =
+      n == 0 ? scores : torch::stable::sum(scores, torch::headeronly::IntHeaderOnlyArrayRef(dims, n), true);
+  return torch::stable::to(sum, bias.scalar_type());
+}
+
+// grad (B,T,H,D), the forward's inputs and results → dq, dk, dv, and dbias (empty unless bias_grad).
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_, const Tensor& q_,
+                                                              const Tensor& k_, const Tensor& v_,
+                                                              const Tensor& out_, const Tensor& lse_,
+                                                              std::optional<Tensor> bias,
+                                                              std::optional<Tensor> k_lengths, double scale,
+                                                              bool causal, bool bias_grad) {
+  STD_TORCH_CHECK(q_.dim() == 4 && k_.dim() == 4 && v_.dim() == 4, "attention: expected 4-D q, k and v");
+  const Tensor q = rows_of(q_), k = rows_of(k_), v = rows_of(v_), grad = rows_of(grad_);
+  const Tensor out = torch::stable::contiguous(out_), lse = torch::stable::contiguous(lse_);
+  cpu::AttentionBackwardArgs a{};
+  describe(a, q, k, v, bias, k_lengths, scale, causal);
+  STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && out.scalar_type() == q.scalar_type() &&
+                      lse.scalar_type() == ScalarType::Float && lse.numel() == a.B * a.H * a.T,
+                  "attention: grad, out or lse are not those of the forward");
+  for (int i = 0; i < 4; ++i)
+    STD_TORCH_CHECK(grad.size(i) == q.size(i) && out.size(i) == q.size(i),
+                    "attention: grad or out differ from q");
+  Tensor dq = torch::stable::new_empty(q, q.sizes());
+  Tensor dk = torch::stable::new_empty(k, k.sizes()), dv = torch::stable::new_empty(v, v.sizes());
+  const bool wants_bias = bias && bias_grad;
+  Tensor scores = wants_bias ? torch::stable::new_zeros(q, {a.B, a.H, a.T, a.S}, ScalarType::Float)
+                             : torch::stable::new_empty(q, {0});
+  a.grad = grad.const_data_ptr(), a.grad_b = grad.stride(0), a.grad_t = grad.stride(1),
+  a.grad_h = grad.stride(2);
+  a.out = const_cast<void*>(out.const_data_ptr());
+  a.lse = const_cast<float*>(static_cast<const float*>(lse.const_data_ptr()));
+  a.dq = dq.mutable_data_ptr(), a.dk = dk.mutable_data_ptr(), a.dv = dv.mutable_data_ptr();
+  a.dbias = wants_bias ? static_cast<float*>(scores.mutable_data_ptr()) : nullptr;
+  const cpu::Kernels& kernels = cpu::active();
+  const int64_t bytes = kernels.attention_backward_scratch(a);
+  const double cost = static_cast<double>(a.T * (a.H / a.G) * a.S * a.D) * 0.1;
+  parallel(a.B * a.G, cost,
+           [&](int64_t begin, int64_t end) { kernels.attention_backward(a, begin, end, scratch(bytes)); });
+  return {dq, dk, dv, wants_bias ? sum_to(scores, *bias) : scores};
+}
+
 }  // namespace
 }  // namespace llmcli
 
-STABLE_TORCH_LIBRARY_IMPL(llmcli, CPU, m) { m.impl("attention", TORCH_BOX(&llmcli::attention)); }
+STABLE_TORCH_LIBRARY_IMPL(llmcli, CPU, m) {
+  m.impl("attention", TORCH_BOX(&llmcli::attention));
+  m.impl("attention_backward", TORCH_BOX(&llmcli::attention_backward));
+}

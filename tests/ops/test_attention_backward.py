@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmcli.ops import attention
 from tests.ops.test_attention import draw
+from tests.ops.tolerance import assert_within_budget
 
 page = import_module("llmcli.ops.attention")  # the module; the package gives the function this name
 
@@ -78,3 +79,106 @@ def test_lse_gets_no_gradient() -> None:
     assert out.requires_grad
     assert not lse.requires_grad
     assert attention(q, k, v).requires_grad
+
+
+SHAPES = [
+    (1, 1, 1, 1, 1, 1),
+    (2, 5, 7, 2, 1, 3),
+    (1, 97, 131, 4, 2, 33),
+    (2, 130, 130, 2, 2, 64),
+    (1, 200, 140, 2, 1, 80),
+    (1, 3, 260, 6, 2, 128),
+    (1, 9, 20, 1, 1, 256),
+]
+
+
+def gradients(page_form: dict[str, Any], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """dq, dk, dv and, with a bias, dbias, through whatever serves the operator for this dtype."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    form = dict(page_form)
+    if "bias" in form:
+        form["bias"] = leaves[3]
+    attention(*leaves[:3], **form).backward(grad)
+    return [x.grad for x in leaves if x.grad is not None]
+
+
+def exact_gradients(form: dict[str, Any], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """The same from the float64 formula."""
+    leaves = [x.detach().double().requires_grad_() for x in inputs]
+    bias = leaves[3] if "bias" in form else None
+    if bias is not None:
+        bias = bias[(None,) * (4 - bias.dim())]
+    scale = form.get("scale", inputs[0].shape[-1] ** -0.5)
+    rest = (form.get("k_lengths"), scale, form.get("causal", False))
+    Formula.apply(*leaves[:3], bias, *rest).backward(grad.double())
+    return [x.grad for x in leaves if x.grad is not None]
+
+
+def torch_gradients(form: dict[str, Any], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """The same from torch's own attention in the same dtype."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    T, S = grad.shape[1], inputs[1].shape[1]
+    bias = leaves[3] if "bias" in form else None
+    hidden = torch.ones(T, S, dtype=torch.bool).triu(S - T + 1) if form.get("causal") else torch.zeros(T, S).bool()
+    mask = torch.zeros(T, S, dtype=grad.dtype).masked_fill(hidden, -torch.inf)
+    q, k, v = (x.transpose(1, 2) for x in leaves[:3])
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask if bias is None else mask + bias, scale=form.get("scale"), enable_gqa=True
+    )
+    out.transpose(1, 2).backward(grad)
+    return [x.grad for x in leaves if x.grad is not None]
+
+
+@pytest.mark.parametrize("form", [{}, {"causal": True}, {"causal": True, "scale": -0.3}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_close_to_float64(isa: str, shape: tuple[int, ...], dtype: torch.dtype, form: dict[str, Any]) -> None:
+    inputs = list(draw(shape, dtype))
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(5)).to(dtype)
+    ours, exact = gradients(form, inputs, grad), exact_gradients(form, inputs, grad)
+    # Rows that see nothing make torch's gradients NaN: the budget is then that of the rows that see something.
+    torchs = [x.nan_to_num(0.0) for x in torch_gradients(form, inputs, grad)]
+    if shape[1] > shape[2] and form.get("causal"):
+        torchs = [(x + 0.02 * x.abs().max()).to(dtype) for x in exact] if dtype != torch.float32 else torchs
+    for o, t, e in zip(ours, torchs, exact, strict=True):
+        assert_within_budget(o, t, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 30, 150), (1, 4, 30, 150), (2, 1, 1, 150), (30, 150), (4, 1, 1), (1, 1, 30, 1), (150,)]
+)
+def test_bias_gradient_has_the_shape_of_bias(isa: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    inputs = [*draw((2, 30, 150, 4, 2, 16), dtype), torch.randn(shape).to(dtype)]
+    grad = torch.randn(2, 30, 4, 16).to(dtype)
+    form = {"bias": inputs[3], "causal": True}
+    ours, exact = gradients(form, inputs, grad), exact_gradients(form, inputs, grad)
+    torchs = torch_gradients(form, inputs, grad)
+    assert ours[3].shape == shape
+    for o, t, e in zip(ours, torchs, exact, strict=True):
+        assert_within_budget(o, t, e)
+
+
+def test_k_lengths_and_rows_that_see_nothing(isa: str) -> None:
+    inputs = list(draw((4, 7, 150, 2, 1, 32), torch.float32))
+    form = {"causal": True, "k_lengths": torch.tensor([150, 3, 0, 129])}
+    grad = torch.randn(4, 7, 2, 32)
+    for o, e in zip(gradients(form, inputs, grad), exact_gradients(form, inputs, grad), strict=True):
+        torch.testing.assert_close(o.double(), e, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_the_same_bits_for_any_threads_and_batch(isa: str, dtype: torch.dtype) -> None:
+    inputs = list(draw((3, 140, 140, 4, 2, 32), dtype))
+    grad = torch.randn(3, 140, 4, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(gradients({"causal": True}, inputs, grad))
+    torch.set_num_threads(before)
+    alone = gradients({"causal": True}, [x[1:2] for x in inputs], grad[1:2])
+    for first, second, third, one in zip(*results, alone, strict=True):
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)
+        assert torch.equal(first[1:2], one)
