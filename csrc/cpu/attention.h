@@ -68,12 +68,15 @@ void attention_items(const AttentionArgs& a, int64_t begin, int64_t end, void* s
     const int64_t i = item % tiles, pair = item / tiles;
     attention_open<P, T>(a, t, pair / a.G, pair % a.G, i % 2 ? tiles - 1 - i / 2 : i / 2);
     const int64_t blocks = t.blocks();
-    for (int64_t j = 0; j < blocks; ++j)
+    t.next_head = t.g;
+    for (int64_t j = 0; j < blocks; ++j) {
+      t.next_block = j + 1;
       attention_block<P, T>(
           a, t, j, [&] { attention_merge_factors(t, t.block_top, t.block_sum); },
           [&](int64_t r, int64_t u, F sum) __attribute__((always_inline)) {
             attention_merge(t.o + r * t.columns + u * N, sum, t.keep[r], t.take[r]);
           });
+    }
     attention_close<P, T>(a, t);
   }
 }
@@ -88,6 +91,8 @@ void attention_split_items(const AttentionArgs& a, int64_t begin, int64_t end, v
     const int64_t g = item % a.G, i = item / a.G % tiles, j = item / a.G / tiles % blocks;
     attention_open<P, T>(a, t, item / a.G / tiles / blocks, g, i);
     if (j >= t.blocks()) continue;
+    t.next_head = g + 1 < a.G ? g + 1 : 0;
+    t.next_block = g + 1 < a.G ? j : j + 1;
     float* partial = a.partial + item * attention_partial(a);
     float* o = partial + 2 * kAttentionRows;
     attention_block<P, T>(

@@ -5,6 +5,9 @@ namespace llmcli::cpu::LLMCLI_ISA {
 
 // Few rows read V where it lies; more rows share a packed copy.
 constexpr int64_t kPackRows = kTileRows;
+// Keys of one batch row, in elements, that stay in the caches from call to call: prefetching them costs more
+// than it gains.
+constexpr int64_t kCachedElements = 1 << 18;
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 
 // Where a tile stands and its scratch. Rows are the query heads of one key/value head, interleaved:
@@ -22,6 +25,8 @@ struct AttentionTile {
   int64_t columns;         // D rounded up to vectors
   bool shared;             // several tiles share the packed blocks of (b, g); else one block at a time
   int64_t packed = 0;      // shared blocks that are there
+  bool ahead;              // whether to prefetch the next block, too large for the caches
+  int64_t next_block = 0, next_head = 0;
   Element *q, *k, *v, *p;  // p overwrites s
   float *s, *o, *bias;
   float *top, *sum, *block_top, *block_sum, *keep, *take;  // one per row
@@ -43,6 +48,7 @@ struct AttentionTile {
     depth = round_up(a.D, N * P::kPair);
     columns = round_up(a.D, N);
     shared = attention_tiles(a) > 1;
+    ahead = !shared && a.S * a.G * a.D > kCachedElements;
     const int64_t room = packed_blocks(a) * kAttentionBlock;
     q = static_cast<Element*>(scratch);
     k = q + R * depth;
@@ -98,6 +104,21 @@ void attention_open(const AttentionArgs& a, AttentionTile<P>& t, int64_t b, int6
   for (int64_t i = 0; i < t.rows * t.columns; i += N) store(t.o + i, zero());
 }
 
+// Starts loading a panel of the keys and values that come next, from their key c on: where heads are
+// interleaved in memory, the rows of one head are too far apart for the hardware to guess.
+template <typename T, class P>
+LLMCLI_INLINE void attention_fetch(const AttentionArgs& a, const AttentionTile<P>& t, int64_t c) {
+  const int64_t key = t.next_block * kAttentionBlock + c;
+  const T* const k = static_cast<const T*>(a.k) + t.b * a.k_b + t.next_head * a.k_g;
+  const T* const v = static_cast<const T*>(a.v) + t.b * a.v_b + t.next_head * a.v_g;
+  const int64_t end = key + kPanel < t.keys ? key + kPanel : t.keys;
+  for (int64_t s = key; s < end; ++s)
+    for (int64_t d = 0; d < a.D; d += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(k + s * a.k_s + d, 0, 2);
+      __builtin_prefetch(v + s * a.v_s + d, 0, 2);
+    }
+}
+
 // Keys and values of one block as the products read them. Valid until the next call.
 template <class P>
 struct AttentionBlock {
@@ -115,8 +136,10 @@ LLMCLI_INLINE AttentionBlock<P> attention_pack(const AttentionArgs& a, Attention
   if (j >= t.packed) {
     const T* const keys = static_cast<const T*>(a.k) + t.b * a.k_b + t.g * a.k_g + key * a.k_s;
     const int64_t n = t.keys - key < kAttentionBlock ? t.keys - key : kAttentionBlock;
-    for (int64_t c = 0; c < n; c += kPanel)
+    for (int64_t c = 0; c < n; c += kPanel) {
+      if (t.ahead) attention_fetch<T>(a, t, c);
       pack_transposed<P>(k + c * t.depth, keys + c * a.k_s, a.k_s, n - c < kPanel ? n - c : kPanel, a.D);
+    }
     if (!in_place) P::pack_depths(v, t.columns, values, a.v_s, n, a.D);
     if (t.shared && !in_place) t.packed = j + 1;
   }
