@@ -17,26 +17,6 @@
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
-// What a block contributes: the factors of the running result and of the block's, and the new maximum.
-template <class P>
-LLMCLI_INLINE void attention_merge_factors(AttentionTile<P>& t, const float* block_top,
-                                           const float* block_sum) {
-  for (int64_t r = 0; r < t.rows; r += N) {
-    const F old = load(t.top + r), own = load(block_top + r);
-    const F top = max(old, own);
-    const F base = select(less(top, set(-3.4028234e38f)), zero(), top);  // -inf: nothing seen so far
-    const F keep = exp2(sub(old, base)), take = exp2(sub(own, base));
-    store(t.top + r, top);
-    store(t.sum + r, fma(load(block_sum + r), take, mul(load(t.sum + r), keep)));
-    store(t.keep + r, keep);
-    store(t.take + r, take);
-  }
-}
-
-LLMCLI_INLINE void attention_merge(float* o, F block, float keep, float take) {
-  store(o, fma(block, set(take), mul(load(o), set(keep))));
-}
-
 // Writes out and lse of a tile from its running result.
 template <class P, typename T>
 void attention_close(const AttentionArgs& a, const AttentionTile<P>& t) {
@@ -71,40 +51,32 @@ void attention_items(const AttentionArgs& a, int64_t begin, int64_t end, void* s
     t.next_head = t.g;
     for (int64_t j = 0; j < blocks; ++j) {
       t.next_block = j + 1;
-      attention_block<P, T>(
-          a, t, j, [&] { attention_merge_factors(t, t.block_top, t.block_sum); },
-          [&](int64_t r, int64_t u, F sum) __attribute__((always_inline)) {
-            attention_merge(t.o + r * t.columns + u * N, sum, t.keep[r], t.take[r]);
-          });
+      attention_block<P, T>(a, t, j);
     }
     attention_close<P, T>(a, t);
   }
 }
 
-// Split over blocks, first pass: item ((b * blocks + j) * tiles + tile) * G + g leaves its partial result.
-// A partial is kAttentionRows maxima, as many sums, then the rows of o.
+// Split over blocks, first pass: item ((b * blocks + j) * tiles + tile) * G + g leaves its partial result:
+// what the tile's running result is after this block alone. A partial is kAttentionRows maxima, as many sums,
+// then o.
 template <class P, typename T>
 void attention_split_items(const AttentionArgs& a, int64_t begin, int64_t end, void* scratch) {
   AttentionTile<P> t(a, scratch);
   const int64_t tiles = attention_tiles(a), blocks = attention_blocks(a);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t g = item % a.G, i = item / a.G % tiles, j = item / a.G / tiles % blocks;
+    float* partial = a.partial + item * attention_partial(a);
+    t.o = partial + 2 * kAttentionRows;
     attention_open<P, T>(a, t, item / a.G / tiles / blocks, g, i);
     if (j >= t.blocks()) continue;
     t.next_head = g + 1 < a.G ? g + 1 : 0;
     t.next_block = g + 1 < a.G ? j : j + 1;
-    float* partial = a.partial + item * attention_partial(a);
-    float* o = partial + 2 * kAttentionRows;
-    attention_block<P, T>(
-        a, t, j,
-        [&] {
-          for (int64_t r = 0; r < t.rows; r += N) {
-            store(partial + r, load(t.block_top + r));
-            store(partial + kAttentionRows + r, load(t.block_sum + r));
-          }
-        },
-        [&](int64_t r, int64_t u, F sum)
-            __attribute__((always_inline)) { store(o + r * t.columns + u * N, sum); });
+    attention_block<P, T>(a, t, j);
+    for (int64_t r = 0; r < t.rows; r += N) {
+      store(partial + r, load(t.top + r));
+      store(partial + kAttentionRows + r, load(t.sum + r));
+    }
   }
 }
 

@@ -79,11 +79,29 @@ LLMCLI_INLINE void attention_hide(AttentionTile<P>& t, int64_t j, int64_t n) {
   if (t.packed > j) t.packed = j;
 }
 
-// Scores and weights of block j, then take(row, vector, sum) for each vector of its weights times V.
-// between() runs after the weights of all rows are there and before the first take.
-template <class P, typename T, class Between, class Take>
-LLMCLI_INLINE void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j,
-                                   const Between& between, const Take& take) {
+// What a block contributes: the factors of the running result and of the block's, and the new maximum.
+template <class P>
+LLMCLI_INLINE void attention_merge_factors(AttentionTile<P>& t, const float* block_top,
+                                           const float* block_sum) {
+  for (int64_t r = 0; r < t.rows; r += N) {
+    const F old = load(t.top + r), own = load(block_top + r);
+    const F top = max(old, own);
+    const F base = select(less(top, set(-3.4028234e38f)), zero(), top);  // -inf: nothing seen so far
+    const F keep = exp2(sub(old, base)), take = exp2(sub(own, base));
+    store(t.top + r, top);
+    store(t.sum + r, fma(load(block_sum + r), take, mul(load(t.sum + r), keep)));
+    store(t.keep + r, keep);
+    store(t.take + r, take);
+  }
+}
+
+LLMCLI_INLINE void attention_merge(float* o, F block, float keep, float take) {
+  store(o, fma(block, set(take), mul(load(o), set(keep))));
+}
+
+// Merges block j into the running result of a tile.
+template <class P, typename T>
+void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
   const int64_t key = j * kAttentionBlock;
   const T* v = static_cast<const T*>(a.v) + t.b * a.v_b + t.g * a.v_g + key * a.v_s;
   for (int64_t r = 0; r < t.rows; ++r) {
@@ -122,7 +140,7 @@ LLMCLI_INLINE void attention_block(const AttentionArgs& a, AttentionTile<P>& t, 
     attention_weights<P>(s, t.p + r * t.kWeights, n, width, scaled ? 1.0f : a.scale * kLog2e, t.block_top + r,
                          t.block_sum + r);
   }
-  between();
+  attention_merge_factors(t, t.block_top, t.block_sum);
 
   // A zero weight does not hide an infinite or NaN value: such rows of V are dropped for those who do not
   // see them, one query row at a time.
@@ -132,8 +150,9 @@ LLMCLI_INLINE void attention_block(const AttentionArgs& a, AttentionTile<P>& t, 
     const int64_t n = t.seen[end - 1];
     if (!together && P::kPair > 1) attention_hide<P>(t, j, n);
     tile<P>(end - r, t.p + r * t.kWeights, t.kWeights, block.v, block.v_stride, t.columns / N,
-            (n + P::kPair - 1) / P::kPair,
-            [&](int64_t i, int64_t u, F sum) __attribute__((always_inline)) { take(r + i, u, sum); });
+            (n + P::kPair - 1) / P::kPair, [&](int64_t i, int64_t u, F sum) __attribute__((always_inline)) {
+              attention_merge(t.o + (r + i) * t.columns + u * N, sum, t.keep[r + i], t.take[r + i]);
+            });
     end = r;
   }
 }
