@@ -194,13 +194,12 @@ struct Kernels {
   void (*column_sum)(const ColumnSumArgs& args, int64_t begin, int64_t end);
   void (*linear)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_pack)(const LinearPackArgs& args, int64_t begin, int64_t end);
-
   void (*attention)(const AttentionArgs& args, AttentionPass pass, int64_t begin, int64_t end, void* scratch);
   int64_t (*attention_scratch)(const AttentionArgs& args);  // bytes, 64-byte aligned, one per thread
-  bool (*elementary)(const char* name, const float* x, float* y, int64_t n);
-  double (*multiply_add)(DType dtype, int64_t rounds);
   void (*attention_backward)(const AttentionBackwardArgs& args, int64_t begin, int64_t end, void* scratch);
   int64_t (*attention_backward_scratch)(const AttentionArgs& args);
+  bool (*elementary)(const char* name, const float* x, float* y, int64_t n);
+  double (*multiply_add)(DType dtype, int64_t rounds);
 };
 
 // One table per instruction set that this binary holds and this CPU runs, best first.

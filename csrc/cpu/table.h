@@ -19,13 +19,12 @@ const Kernels table = {
     .column_sum = column_sum,
     .linear = linear,
     .linear_pack = linear_pack,
-
     .attention = attention,
     .attention_scratch = attention_scratch,
-    .elementary = elementary,
-    .multiply_add = multiply_add,
     .attention_backward = attention_backward,
     .attention_backward_scratch = attention_backward_scratch,
+    .elementary = elementary,
+    .multiply_add = multiply_add,
 };
 
 }  // namespace llmcli::cpu::LLMCLI_ISA
