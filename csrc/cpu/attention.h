@@ -34,7 +34,9 @@ void attention_close(const AttentionArgs& a, const AttentionTile<P>& t) {
       else
         store_n(out + d, y, a.D - d);
     }
-    a.lse[(t.b * a.H + h) * a.T + row] = nothing ? -INFINITY : t.top[r] * kLn2 + logf(sum);
+    a.lse[(t.b * a.H + h) * a.T + row] =
+        nothing ? -INFINITY
+                : static_cast<float>(t.top[r] * kLn2 + logf(sum));  // rounded once, for the backward
   }
 }
 

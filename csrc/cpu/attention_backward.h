@@ -24,7 +24,7 @@ struct AttentionGradient {
   Element *k, *v, *k_d;              // a block of keys: transposed, transposed, as depths
   Element *p_t, *ds_t, *ds_r;        // (K, R), (K, R), (R, K)
   float *p, *ds, *dk, *dv, *bias;    // (R, K), (R, K), (K, columns), (K, columns), (K)
-  float *dq, *lse, *delta;           // (rows, columns), (rows), (rows)
+  float *dq, *lse, *low, *delta;     // (rows, columns); (rows): lse by log2, what float32 drops of it
   int32_t* limit;                    // (rows)
 
   // Lays the arrays out from `at`; returns the end.
@@ -50,7 +50,7 @@ struct AttentionGradient {
     } else {
       elements(q_d, R * columns), elements(grad_d, R * columns), elements(ds_r, R * K);
     }
-    floats(dq, all * columns), floats(lse, all), floats(delta, all);
+    floats(dq, all * columns), floats(lse, all), floats(low, all), floats(delta, all);
     limit = reinterpret_cast<int32_t*>(at);
     return at + all * 4;
   }
@@ -59,10 +59,12 @@ struct AttentionGradient {
 // p and ds of one row in place of its scores and dp: the first n of `width`, a multiple of N, zeros behind.
 template <class P>
 LLMCLI_INLINE void attention_backward_row(float* p, float* ds, typename P::Element* ds_r, const float* bias,
-                                          int64_t n, int64_t width, float unit, float lse, float delta) {
+                                          int64_t n, int64_t width, float unit, float lse, float low,
+                                          float delta) {
   for (int64_t i = 0; i < width; i += N) {
-    const F shift = bias ? sub(load(bias + i), set(lse)) : set(-lse);
-    F w = exp2(fma(load(p + i), set(unit), shift));
+    const F s = bias ? sub(fma(load(p + i), set(unit), load(bias + i)), set(lse))
+                     : fma(load(p + i), set(unit), set(-lse));
+    F w = exp2(sub(s, set(low)));
     F g = mul(w, sub(load(ds + i), set(delta)));
     store(p + i, w);
     store(ds + i, g);
@@ -142,7 +144,8 @@ void attention_backward_tile(const AttentionBackwardArgs& a, AttentionGradient<P
     const int64_t t = (first + r) / repeat, h = g * repeat + (first + r) % repeat;
     if (a.bias) attention_bias(a, w.bias, b, h, t, key, seen(r));
     attention_backward_row<P>(w.p + r * K, w.ds + r * K, w.ds_r + r * K, a.bias ? w.bias : nullptr, seen(r),
-                              width, a.scale * kLog2e, w.lse[first + r], w.delta[first + r]);
+                              width, a.scale * kLog2e, w.lse[first + r], w.low[first + r],
+                              w.delta[first + r]);
     if (a.dbias)
       std::memcpy(a.dbias + ((b * a.H + h) * a.T + t) * a.S + key, w.ds + r * K,
                   static_cast<size_t>(seen(r)) * sizeof(float));
@@ -183,7 +186,10 @@ void attention_backward_head(const AttentionBackwardArgs& a, AttentionGradient<P
     for (int64_t d = 0; d < a.D; d += N) sum = fma(load_n(grad + d, a.D - d), load_n(out + d, a.D - d), sum);
     w.delta[r] = reduce_add(sum);
     const float lse = a.lse[(b * a.H + h) * a.T + t];
-    w.lse[r] = lse == -INFINITY ? INFINITY : lse * kLog2e;  // a row that saw nothing gets weights of zero
+    const double exact = lse / kLn2;
+    w.lse[r] =
+        lse == -INFINITY ? INFINITY : static_cast<float>(exact);  // a row that saw nothing: weights of 0
+    w.low[r] = lse == -INFINITY ? 0.0f : static_cast<float>(exact - w.lse[r]);
     w.limit[r] = static_cast<int32_t>(attention_limit(a, keys, t));
   }
   for (int64_t i = 0; i < w.rows * w.columns; i += N) store(w.dq + i, zero());

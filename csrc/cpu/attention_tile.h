@@ -8,7 +8,8 @@ constexpr int64_t kPackRows = kTileRows;
 // Keys of one batch row, in elements, that stay in the caches from call to call: prefetching them costs more
 // than it gains.
 constexpr int64_t kCachedElements = 1 << 18;
-constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
+constexpr float kLog2e = 1.44269504f;
+constexpr double kLn2 = 0.69314718055994531;
 
 // Where a tile stands and its scratch. Rows are the query heads of one key/value head, interleaved:
 // row = t * (H / G) + h, so that the number of visible keys never falls from one row to the next.
