@@ -15,8 +15,8 @@ from tests.ops.tolerance import assert_within_budget
 
 page = import_module("llmcli.ops.attention")  # the module; the package gives the function this name
 
-# Measured in float32: up to 3.6 times torch's error on these small shapes. Likely reason: torch's unfused path, taken for
-# masks, sums p * dp, where errors of p and dp cancel; a fused backward has out . grad in its place.
+# Measured in float32: up to 3.6 times torch's error on these small shapes. Likely reason: torch's unfused path, taken
+# for masks, sums p * dp, where errors of p and dp cancel; a fused backward has out . grad in its place.
 FACTOR = {torch.float32: 4.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 
 FORMS: list[dict[str, Any]] = [
