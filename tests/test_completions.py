@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,6 +16,7 @@ from llmcli.commands.terminal import to_json
 from llmcli.completions import SETTINGS, Policy, Session
 from llmcli.errors import InputError
 from llmcli.generation import Event, Request, TokenLogprob
+from llmcli.loading import Loaded
 from llmcli.tokenizer import Tokenizer
 from tests.tiny import write_tokenizer
 
@@ -52,7 +53,8 @@ class Echo(Session):
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Session:
     directory = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(directory, 320)
-    loaded: Any = SimpleNamespace(tokenizer=Tokenizer.open(directory), path=Path("tiny"), name="tiny")
+    tokenizer = Tokenizer.open(directory)
+    loaded = Loaded(None, tokenizer, {}, "tiny", Path("tiny"), torch.float32, torch.device("cpu"))
     return Echo(loaded, Policy(CONTEXT, request.param))
 
 
