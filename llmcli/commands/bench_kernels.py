@@ -38,11 +38,11 @@ OPERATORS = ("attention", "softmax", "layer_norm", "add_layer_norm", "rms_norm",
 @click.argument("operators", nargs=-1, type=click.Choice(OPERATORS), metavar="[OPERATOR]…")
 @option("--dtype", type=Dtypes(), default="float32,bfloat16", help="Precision of the inputs.")
 @option("-t", "--threads", type=click.IntRange(1, 4096), metavar="N", help="CPU threads. [default: torch's]")
-@option("-r", "--repetitions", type=click.IntRange(1, 1000), default=15, metavar="N", help="Rounds per operator.")
+@option("-r", "--repetitions", type=click.IntRange(1, 1000), default=21, metavar="N", help="Rounds per operator.")
 @option(
     "--max-time",
     type=Number(0, 86400),
-    default=5.0,
+    default=4.0,
     metavar="SECONDS",
     help="Per operator; ends its rounds early, after six at least.",
 )
