@@ -293,6 +293,12 @@ def endless(folder: Path, source: Path) -> Path:
     shutil.copytree(source, model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "eos_token_id": 319}))
+    weights = {name: tensor.clone() for name, tensor in safetensors.open(model).items()}
+    head, bias = weights["transformer.wte.weight"], weights["transformer.ln_f.bias"]
+    weights["transformer.ln_f.weight"][0], bias[0] = 0, 100  # the first channel is always 100,
+    head[:, 0] = 0
+    head[319, 0] = -1  # and speaks against one token only
+    safetensors.save(model / "model.safetensors", weights)
     return model
 
 
@@ -321,7 +327,7 @@ def test_an_interrupt_closes_the_document(shell_environment: dict[str, str], tmp
     model = endless(tmp_path, tiny_gpt2)
     process = begin(shell_environment, tmp_path, "-m", str(model), "The sea", "--json", "-o", "out.json")
     wait_for(lambda: any(path.name.startswith(".out.json") for path in tmp_path.iterdir()))
-    time.sleep(0.5)
+    time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"interrupted\n")
@@ -340,7 +346,7 @@ def test_an_interrupt_closes_the_batch_and_keeps_the_lines(
         shell_environment, tmp_path, "-m", str(model), "--jsonl", "in.jsonl", "--batch-size", "2", "-o", "out.jsonl"
     )
     wait_for(lambda: any(path.name.startswith(".out.jsonl") for path in tmp_path.iterdir()))
-    time.sleep(0.5)
+    time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"interrupted\n")
