@@ -30,6 +30,7 @@ from llmcli.benchmarking.tables import (
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+MODELS_COMMAND = "llmcli bench --random gpt2 -t 2 -r 6 -d 0,496 --gen-tokens 32 --dtype float32,bfloat16"
 MARKED = re.compile(r"(<!-- bench:kernels(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -77,7 +78,7 @@ def render(results: dict[str, dict[str, Any]], *, every: bool) -> str:
             parts.append(start_line(results[f"{machine}.start.json"]) + "\n")
         if every and f"{machine}.models.json" in results:
             models = results[f"{machine}.models.json"]
-            parts.append(f"{heading('llmcli bench', models)}\n\n")
+            parts.append(f"{heading(MODELS_COMMAND, models)}\n\n")
             parts.append(markdown(SPEED_COLUMNS, [speed_row(result) for result in models["results"]]) + "\n")
     return "".join(parts).rstrip("\n") + "\n" if parts else ""
 
