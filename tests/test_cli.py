@@ -131,6 +131,8 @@ def test_output_to_pipes_and_devices(shell: Shell, sample: str) -> None:
     assert shell(f"{sample} x -o /dev/stdout").out == "text None None 0 0.0 x"
     assert shell(f"{sample} x -o >(cat); wait").out == "text None None 0 0.0 x"
     assert shell(f"{sample} x -o /dev/null && test -c /dev/null").code == 0
+    closed = shell(f"mkfifo pipe; head -1 pipe & {sample} --endless -o pipe")
+    assert (closed.code, closed.out, closed.err) == (141, "line\n", "")
 
 
 def test_reading_only_folder(shell: Shell, sample: str) -> None:

@@ -15,7 +15,6 @@ import select
 import signal
 import stat
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import IO, Any, BinaryIO
@@ -176,7 +175,9 @@ class Writer:
     def write(self, text: str | bytes) -> None:
         """Write all of it. Raises ResourceError when the device is full, BrokenPipeError when the reader left."""
         try:
-            self._stream.write(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
+            rest = memoryview(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
+            while rest:  # a pipe may take a part, when a signal comes
+                rest = rest[self._stream.write(rest) :]
             if self._eager:
                 self._stream.flush()
         except OSError as error:
@@ -213,28 +214,34 @@ def open_output(path: str | None = None) -> Iterator[Writer]:
         mode = os.stat(path).st_mode
     except OSError:
         mode = stat.S_IFREG | (0o666 & ~_umask())
+    if not stat.S_ISREG(mode):  # a device or a named pipe takes the bytes as they come
+        with _create(path, path, os.O_WRONLY) as stream:
+            yield Writer(stream, f"'{path}'", eager=False)
+        return
+    # Named before it is created: whenever a signal comes, the name is known and the file goes.
+    beside = f"{os.path.dirname(target)}/.{os.path.basename(target)[:200]}.{os.urandom(4).hex()}"
     try:
-        if not stat.S_ISREG(mode):  # a device or a named pipe takes the bytes as they come
-            with open(path, "wb", buffering=0) as device:
-                yield Writer(device, f"'{path}'", eager=False)
-            return
-        handle, beside = tempfile.mkstemp(prefix=f".{os.path.basename(target)[:200]}.", dir=os.path.dirname(target))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"no space left on the device while creating '{path}'; free some space") from None
-        raise InputError(f"expected a file that can be written, got '{path}': {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            os.fchmod(handle, stat.S_IMODE(mode))
+        with _create(path, beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as stream:
+            os.fchmod(stream.fileno(), stat.S_IMODE(mode))
             writer = Writer(stream, f"'{path}'", eager=False)
             yield writer
             writer.flush()
-            os.fsync(handle)
+            os.fsync(stream.fileno())
         os.replace(beside, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
+
+
+def _create(path: str, file: str, flags: int) -> BinaryIO:
+    """Open `file`, in which what is meant for `path` is written. Raises InputError and ResourceError."""
+    try:
+        return os.fdopen(os.open(file, flags, 0o600), "wb", buffering=0 if file == path else -1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"no space left on the device while creating '{path}'; free some space") from None
+        raise InputError(f"expected a file that can be written, got '{path}': {error.strerror}") from None
 
 
 def _umask() -> int:
