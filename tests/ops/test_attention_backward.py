@@ -153,20 +153,25 @@ def test_gradients_close_to_float64(isa: str, shape: tuple[int, ...], dtype: tor
     "shape", [(2, 4, 30, 150), (1, 4, 30, 150), (2, 1, 1, 150), (30, 150), (4, 1, 1), (1, 1, 30, 1), (150,)]
 )
 def test_bias_gradient_has_the_shape_of_bias(isa: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    inputs = [*draw((2, 30, 150, 4, 2, 16), dtype), torch.randn(shape).to(dtype)]
-    grad = torch.randn(2, 30, 4, 16).to(dtype)
+    g = torch.Generator().manual_seed(3)
+    inputs = [*draw((2, 30, 150, 4, 2, 16), dtype), torch.randn(shape, generator=g).to(dtype)]
+    grad = torch.randn(2, 30, 4, 16, generator=g).to(dtype)
     form = {"bias": inputs[3], "causal": True}
     ours, exact = gradients(form, inputs, grad), exact_gradients(form, inputs, grad)
     torchs = torch_gradients(form, inputs, grad)
     assert ours[3].shape == shape
     for o, t, e in zip(ours, torchs, exact, strict=True):
-        assert_within_budget(o, t, e, FACTOR[dtype])
+        if e.abs().max() < 1e-9:
+            # The same shift for every key changes nothing: what is left is rounding, of out among others.
+            assert o.abs().max() < (1e-5 if dtype == torch.float32 else 0.1)
+        else:
+            assert_within_budget(o, t, e, FACTOR[dtype])
 
 
 def test_k_lengths_and_rows_that_see_nothing(isa: str) -> None:
     inputs = list(draw((4, 7, 150, 2, 1, 32), torch.float32))
     form = {"causal": True, "k_lengths": torch.tensor([150, 3, 0, 129])}
-    grad = torch.randn(4, 7, 2, 32)
+    grad = torch.randn(4, 7, 2, 32, generator=torch.Generator().manual_seed(2))
     for o, e in zip(gradients(form, inputs, grad), exact_gradients(form, inputs, grad), strict=True):
         torch.testing.assert_close(o.double(), e, atol=1e-5, rtol=1e-5)
 
