@@ -1,0 +1,117 @@
+"""What commands that score texts share: named files, the flags of a window, and scoring with progress and warnings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from llmcli.commands import terminal
+from llmcli.commands.options import option
+from llmcli.commands.parameters import Function
+from llmcli.commands.progress import Progress
+from llmcli.errors import InputError
+
+if TYPE_CHECKING:
+    from llmcli.loading import Loaded
+    from llmcli.scoring import Document, Floats, Rule
+
+
+def window_options(function: Function) -> Function:
+    """Add -c, --stride and --batch-size; passed as `ctx_size`, `stride` and `batch_size`, None where not given."""
+    for decorator in reversed(
+        (
+            option(
+                "-c",
+                "--ctx-size",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Tokens the model reads at once. [default: all it can]",
+            ),
+            option(
+                "--stride",
+                aliases=["--ppl-stride"],
+                type=click.IntRange(1),
+                metavar="N",
+                help="Tokens between windows: less is more context and more work. [default: half of --ctx-size]",
+            ),
+            option(
+                "--batch-size",
+                type=click.IntRange(1, 4096),
+                metavar="N",
+                help="Windows scored together; changes the speed only. [default: about 2048 tokens]",
+            ),
+        )
+    ):
+        function = decorator(function)
+    return function
+
+
+def read(files: Sequence[str], errors: str) -> list[tuple[str, str]]:
+    """The name and the text of every document. Raises InputError and ModelError."""
+    if not files and terminal.stdin_is_terminal():
+        raise InputError("expected text, got none; name files, or pipe text in ('-' is stdin)")
+    if files.count("-") > 1:
+        raise InputError(f"expected '-' (stdin) once, got it {files.count('-')} times")
+    for path in files:
+        if os.path.isdir(path):
+            raise InputError(
+                f"expected text files, got the directory '{path}'; name its files: {path.rstrip('/')}/*.txt"
+            )
+    # A name in another encoding is spelt with U+FFFD, because the report is UTF-8.
+    return [
+        (os.fsencode(path).decode("utf-8", "replace"), terminal.read_text(path, errors)) for path in files or ("-",)
+    ]
+
+
+def stronger(
+    protocol: str | None, ctx_size: int | None, stride: int | None
+) -> tuple[str | None, int | None, int | None]:
+    """The name or the numbers: flags beat environment variables. Raises InputError when both are equally strong."""
+    if protocol is None or (ctx_size, stride) == (None, None):
+        return protocol, ctx_size, stride
+    flagged = [
+        click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        for name in ("protocol", "ctx_size", "stride")
+    ]
+    if flagged[0] == any(flagged[1:]):
+        raise InputError("expected either --protocol or --ctx-size and --stride, got both")
+    return (protocol, None, None) if flagged[0] else (None, ctx_size, stride)
+
+
+def rule(protocol: str | None, ctx_size: int | None, stride: int | None, limit: int) -> Rule:
+    """The protocol that the flags ask for, within the `limit` of the model. Raises InputError."""
+    from llmcli import scoring
+
+    if protocol is not None:
+        rule = scoring.protocol(protocol)
+    else:
+        context = limit if ctx_size is None else ctx_size
+        rule = scoring.Sliding(context, scoring.default_stride(context) if stride is None else stride)
+    if rule.context > limit:
+        raise InputError(f"context: expected at most {limit} tokens, which is all this model reads, got {rule.context}")
+    return rule
+
+
+def score(
+    loaded: Loaded, texts: Sequence[tuple[str, str]], rule: Rule, batch_size: int | None
+) -> tuple[list[Document], list[Floats]]:
+    """Each text and its log-probabilities, with progress and warnings. Raises InputError if none has two tokens."""
+    from llmcli import scoring
+
+    documents = [scoring.encode(name, text, loaded.tokenizer) for name, text in texts]
+    n_tokens = sum(document.n_tokens for document in documents)
+    for document in documents:
+        if not document.n_tokens:
+            name = "standard input" if document.name == "-" else document.name
+            problem = f"{name}: expected at least two tokens, got {len(document.ids)}"
+            if not n_tokens:
+                raise InputError(f"{problem}; there is nothing to score")
+            terminal.note(f"warning: {problem}; left out")
+    batch = batch_size or max(1, 2048 // rule.context)
+    with Progress("scoring", total=n_tokens, unit="tokens") as progress:
+        return documents, scoring.score(
+            loaded.model, documents, rule, batch_size=batch, device=loaded.device, progress=progress
+        )
