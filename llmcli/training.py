@@ -1,4 +1,4 @@
-"""Training: a model, a stream of ids and a recipe become a better model, one step at a time.
+"""Training: a model, rows of ids and a recipe become a better model, one step at a time.
 
 Knows ids, tensors and checkpoint files; knows neither text nor terminals.
 """
@@ -7,68 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from llmcli.batches import Batches, HeldOut, Shard, cut
 from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError, ResourceError
+from llmcli.loss import IGNORED, cross_entropy
 from llmcli.models import model_class
+from llmcli.recipe import Recipe, learning_rate
 from llmcli.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
+Report = TypeVar("Report")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Rows of logits handled at once by the loss: 128 rows of a few thousand float32 entries stay in a core's cache.
-LOSS_ROWS = 128
-# Tokens of a shard: enough for full speed of the matrix products, few enough that its activations stay near a core.
-SHARD_TOKENS = 1024
 STATE = "training.safetensors"  # float32 weights, AdamW's moments, the number of steps done
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights besides the data, the model's shape and the number of threads."""
-
-    iters: int
-    batch_size: int = 16
-    grad_accum: int = 1
-    ctx_size: int = 256
-    lr: float = 1e-3
-    min_lr: float = 0.0
-    warmup_steps: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("iters", "batch_size", "grad_accum", "ctx_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "min_lr", "warmup_steps", "weight_decay", "clip"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be a number not below 0, not {value}")
-        if self.min_lr > self.lr:
-            raise InputError(f"min_lr {self.min_lr} is above lr {self.lr}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype}")
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Target tokens of one optimizer step."""
-        return self.batch_size * self.grad_accum * self.ctx_size
+DROPOUTS = ("embd_pdrop", "resid_pdrop", "attn_pdrop")  # keys of a model's configuration
 
 
 @dataclass(frozen=True)
@@ -84,59 +54,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss over a whole stream, in nats per token, and in bits per UTF-8 byte of its text."""
+    """Loss over a whole validation text, in nats per token, and in bits per UTF-8 byte of it."""
 
     step: int
     val_loss: float
     val_bits_per_byte: float
     val_tokens: int
-
-
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Rate of step 0, 1, …: linear warm-up, then a half cosine that ends at min_lr after `iters` steps.
-
-    Loshchilov and Hutter 2017, equation 5, without restarts.
-    """
-    if step < recipe.warmup_steps:
-        return recipe.lr * (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / max(1, recipe.iters - recipe.warmup_steps)
-    return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class Windows:
-    """Random windows of a token stream (N,): every epoch visits each of them once, in an order drawn from the seed.
-
-    An epoch also draws where the first window starts, so that the cuts fall elsewhere each time.
-    """
-
-    def __init__(self, stream: Tensor, length: int, seed: int) -> None:
-        self.stream, self.length, self.seed = stream, length, seed
-        # The random start may cost one window; each window also needs the token after it as its last target.
-        self.per_epoch = (len(stream) - length) // length
-        if self.per_epoch < 1:
-            raise InputError(
-                f"the training text has {len(stream)} tokens, fewer than two windows of {length}: "
-                "give more text or a smaller --ctx-size"
-            )
-
-    def start(self, index: int) -> int:
-        """Where window `index` (0, 1, … over all epochs) begins."""
-        epoch, position = divmod(index, self.per_epoch)
-        return int(self._order(epoch)[position])
-
-    def batch(self, first: int, size: int) -> tuple[Tensor, Tensor]:
-        """Windows first … first+size-1: inputs and targets, each (size, length) int64."""
-        starts = [self.start(index) for index in range(first, first + size)]
-        rows = torch.stack([self.stream[start : start + self.length + 1] for start in starts]).long()
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
-    def _order(self, epoch: int) -> Tensor:
-        if getattr(self, "_epoch", None) != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            offset = torch.randint(len(self.stream) - self.per_epoch * self.length, (), generator=generator)
-            self._starts = offset + self.length * torch.randperm(self.per_epoch, generator=generator)
-            self._epoch = epoch
-        return self._starts
 
 
 def build(
@@ -166,44 +89,8 @@ def build(
     return model, described
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy in float32 over logits of any dtype; the gradient replaces the logits in place.
-
-    torch's own rounds every log-probability of bfloat16 logits to eight bits, and on a float32 copy of them moves four
-    times the bytes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Logits (N, V) are overwritten; targets (N,) int64; scale times the sum over rows."""
-        total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        for rows, wanted in zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True):
-            log_p = torch.log_softmax(rows.float(), -1)
-            index = wanted.unsqueeze(1)
-            total -= log_p.gather(1, index).sum()
-            grad = log_p.exp_()
-            grad.scatter_add_(1, index, grad.new_full((), -1.0).expand_as(index))
-            rows.copy_(grad.mul_(scale))
-        ctx.save_for_backward(logits)
-        return (total * scale).float()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient that forward left; a loss is the root of its graph, so that grads[0] is 1."""
-        return ctx.saved_tensors[0], None, None
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
-    """scale times the sum over all rows: logits (…, V), which is consumed, and targets (…) → float32 scalar.
-
-    Only for calling backward on its result itself.
-    """
-    loss: Tensor = _CrossEntropy.apply(logits.view(-1, logits.shape[-1]), targets.reshape(-1), scale)  # type: ignore[no-untyped-call]
-    return loss
-
-
 class Trainer:
-    """AdamW on float32 master weights; forward and backward run in the recipe's dtype.
+    """AdamW on float32 masters of the weights that require a gradient; the model runs in the recipe's dtype.
 
     A step's batch is cut into shards of about SHARD_TOKENS tokens. On a CPU each thread takes whole shards and shares
     no operation with another thread; gradients are added in the order of the shards. So the weights after n steps do
@@ -211,20 +98,25 @@ class Trainer:
     come from one generator, the shards take turns, and the weights do depend on it.
     """
 
-    def __init__(self, model: Any, windows: Windows, recipe: Recipe, *, threads: int | None = None) -> None:
-        self.model, self.windows, self.recipe = model, windows, recipe
-        self.steps_done = 0
-        self.names = [name for name, _ in model.named_parameters()]
-        self.masters = [parameter.detach().float().clone().requires_grad_() for parameter in model.parameters()]
-        self.parameters = list(model.to(DTYPES[recipe.dtype]).parameters())
+    def __init__(self, model: Any, batches: Batches, recipe: Recipe, *, threads: int | None = None) -> None:
+        self.model, self.batches, self.recipe = model, batches, recipe
+        self.steps_done = self.tokens_read = 0
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.names = list(trained)
+        self.masters = [weight.detach().float().clone().requires_grad_() for weight in trained.values()]
+        model.to(DTYPES[recipe.dtype])
+        self.parameters = [model.get_parameter(name) for name in self.names]
         self.device = self.masters[0].device
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.masters, recipe.weight_decay), lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, fused=True
         )
         threads = threads or torch.get_num_threads()
-        in_turn = self.device.type != "cpu" or model.config.embd_pdrop > 0 or model.config.resid_pdrop > 0
+        dropout = any(getattr(model.config, name, 0) for name in DROPOUTS)
+        in_turn = self.device.type != "cpu" or dropout
         workers, threads_each = (1, threads) if in_turn else (threads, 1)
         self.pool = ThreadPoolExecutor(workers, "shard", torch.set_num_threads, (threads_each,))
+        if recipe.activation_checkpointing:
+            recompute_blocks(model, dropout=dropout)
         self._publish()
 
     def step(self) -> Step:
@@ -234,12 +126,12 @@ class Trainer:
         rate = learning_rate(self.steps_done, recipe)
         self.model.train()
         torch.manual_seed(recipe.seed + self.steps_done)  # a step's dropout does not depend on earlier steps
-        n_rows = recipe.batch_size * recipe.grad_accum
-        inputs, targets = self.windows.batch(self.steps_done * n_rows, n_rows)
-        rows = max(1, min(recipe.batch_size, SHARD_TOKENS // recipe.ctx_size))
+        inputs, targets = self.batches.batch(self.steps_done * recipe.rows_per_step, recipe.rows_per_step)
+        shards = cut(inputs, targets, recipe.batch_size)
+        gradients = functools.partial(self._gradients, 1 / int((targets != IGNORED).sum()))
         with one_thread():
             loss = 0.0
-            for part, grads in self.pool.map(self._gradients, inputs.split(rows), targets.split(rows)):
+            for part, grads in self.pool.map(gradients, shards):
                 loss += part
                 for master, grad in zip(self.masters, grads, strict=True):
                     master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
@@ -255,25 +147,20 @@ class Trainer:
             self.optimizer.zero_grad()
             self._publish()
         self.steps_done += 1
-        return Step(self.steps_done, loss, rate, norm, recipe.tokens_per_step / (time.perf_counter() - began))
+        n_tokens = sum(inputs.numel() for inputs, _ in shards)
+        self.tokens_read += n_tokens
+        return Step(self.steps_done, loss, rate, norm, n_tokens / (time.perf_counter() - began))
 
-    def evaluate(self, stream: Tensor, n_bytes: int) -> Evaluation:
-        """Score a stream (N,) in windows of the context length side by side; `n_bytes` is its text's length.
+    def evaluate(self, held: HeldOut) -> Evaluation:
+        """Score every target of a validation."""
+        total = sum(self.map(self._loss, held.shards))
+        n_targets = sum(int((targets != IGNORED).sum()) for _, targets in held.shards)
+        return Evaluation(self.steps_done, total / n_targets, total / math.log(2) / held.n_bytes, n_targets)
 
-        The first token has nothing before it and is not scored.
-        """
-        length = self.recipe.ctx_size
+    def map(self, function: Callable[[Shard], Result], shards: Iterable[Shard]) -> Iterator[Result]:
+        """A function of the model without gradients or dropout, for each shard, in order."""
         self.model.eval()
-        inputs, targets = stream[:-1].long(), stream[1:].long()
-        whole = len(inputs) // length * length
-        rows = max(1, SHARD_TOKENS // length)
-        shards = [
-            *zip(inputs[:whole].view(-1, length).split(rows), targets[:whole].view(-1, length).split(rows), strict=True)
-        ]
-        if whole < len(inputs):
-            shards.append((inputs[None, whole:], targets[None, whole:]))
-        total = sum(self.pool.map(self._loss, *zip(*shards, strict=True)))
-        return Evaluation(self.steps_done, total / len(inputs), total / math.log(2) / n_bytes, len(inputs))
+        return self.pool.map(torch.inference_mode()(function), shards)
 
     def save(self, directory: Path, files: dict[str, str]) -> None:
         """Write a checkpoint in the Hugging Face layout, weights in the recipe's dtype, with what resuming needs.
@@ -323,15 +210,15 @@ class Trainer:
         self.steps_done = int(state["step"])
         self._publish()
 
-    def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-        scale = 1 / self.recipe.tokens_per_step
-        loss = cross_entropy(self.model(inputs.to(self.device)), targets.to(self.device), scale)
+    def _gradients(self, scale: float, shard: Shard) -> tuple[float, tuple[Tensor, ...]]:
+        inputs, targets = (part.to(self.device) for part in shard)
+        loss = cross_entropy(self.model(inputs), targets, scale, self.recipe.label_smoothing)
         return loss.item(), torch.autograd.grad(loss, self.parameters)
 
-    @torch.inference_mode()
-    def _loss(self, inputs: Tensor, targets: Tensor) -> float:
-        logits = self.model(inputs.to(self.device)).flatten(0, 1)
-        return nn.functional.cross_entropy(logits.float(), targets.to(self.device).flatten(), reduction="sum").item()
+    def _loss(self, shard: Shard) -> float:
+        inputs, targets = (part.to(self.device) for part in shard)
+        logits = self.model(inputs).flatten(0, 1).float()
+        return nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum").item()
 
     def _publish(self) -> None:
         with torch.no_grad():
@@ -357,19 +244,30 @@ def parameter_groups(parameters: list[Tensor], weight_decay: float) -> list[dict
     ]
 
 
+def recompute_blocks(model: nn.Module, *, dropout: bool) -> None:
+    """Keep only the input of each block: its activations are computed again in the backward pass, to the same bits.
+
+    "Training Deep Nets with Sublinear Memory Cost", Chen et al. 2016, section 3. A model's blocks are its ModuleLists.
+    """
+    for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        for block in blocks:
+            block.forward = functools.partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
+            )
+
+
 def run(
     trainer: Trainer,
     directory: Path,
     files: dict[str, str],
     *,
-    validation: tuple[Tensor, int] | None,
+    evaluate: Callable[[], Report] | None,
     eval_every: int,
     save_every: int,
-) -> Iterator[Step | Evaluation]:
+) -> Iterator[Step | Report]:
     """Train to the end of the recipe: yields every step and every evaluation, the last weights' included.
 
-    Saves after every `save_every` steps and after the last one, before it yields that step. `validation` is a stream
-    and the bytes of its text.
+    Saves after every `save_every` steps and after the last one, before it yields that step.
     """
     recipe = trainer.recipe
     while trainer.steps_done < recipe.iters:
@@ -378,5 +276,5 @@ def run(
         if last or trainer.steps_done % save_every == 0:
             trainer.save(directory, files)
         yield step
-        if validation and (last or trainer.steps_done % eval_every == 0):
-            yield trainer.evaluate(*validation)
+        if evaluate and (last or trainer.steps_done % eval_every == 0):
+            yield evaluate()

@@ -27,6 +27,7 @@ FLOORS = {
     "loading": 5,
     "hub": 4,
     "data": 4,
+    "batches": 2,
     "sampling": 4,
     "text_stream": 4,
     "models": 3,
@@ -34,6 +35,8 @@ FLOORS = {
     "tokenizer": 3,
     "nn": 2,
     "ops": 1,
+    "loss": 1,
+    "recipe": 1,
     "errors": 0,
     "__init__": 0,
 }

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from llmcli import data, training
+from llmcli import batches, data, training
+from llmcli.batches import Windows, held_out
 from llmcli.errors import InputError, ModelError, ResourceError
+from llmcli.loss import IGNORED, cross_entropy
 from llmcli.models.gpt2 import GPT2
-from llmcli.training import Recipe, Step, Trainer, Windows
+from llmcli.recipe import Recipe, learning_rate
+from llmcli.training import Step, Trainer
 from tests.tiny import TEXT, TINY
 
 RECIPE = Recipe(iters=6, batch_size=3, grad_accum=2, ctx_size=16, lr=0.02, warmup_steps=2, seed=7)
@@ -35,19 +39,35 @@ def weights(trainer: Trainer) -> Tensor:
     return torch.cat([master.detach().flatten() for master in trainer.masters])
 
 
-def test_rate_rises_to_lr_and_falls_to_min_lr() -> None:
-    recipe = Recipe(iters=110, lr=1.0, min_lr=0.1, warmup_steps=10)
-    rates = [training.learning_rate(step, recipe) for step in range(recipe.iters + 1)]
+@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.55), ("linear", 0.55), ("wsd", 1.0)])
+def test_rate_rises_to_lr_and_falls_to_min_lr(schedule: str, half: float) -> None:
+    decay_steps = 20 if schedule == "wsd" else 0
+    recipe = Recipe(iters=110, lr=1.0, min_lr=0.1, warmup_steps=10, schedule=schedule, decay_steps=decay_steps)
+    rates = [learning_rate(step, recipe) for step in range(recipe.iters + 1)]
     assert rates[0] == 0.1
     assert rates[9] == rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.55)
+    assert rates[60] == pytest.approx(half)
     assert rates[110] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[85] == pytest.approx({"cosine": 0.1 + 0.45 * (1 - 0.5**0.5), "linear": 0.325, "wsd": 1.0}[schedule])
+    assert rates[100] == pytest.approx({"cosine": 0.1220, "linear": 0.19, "wsd": 0.55}[schedule], abs=1e-4)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"iters": 0}, {"lr": math.nan}, {"lr": -1.0}, {"min_lr": 1.0}, {"dtype": "float16"}, {"clip": math.inf}],
+    [
+        {"iters": 0},
+        {"lr": math.nan},
+        {"lr": -1.0},
+        {"min_lr": 1.0},
+        {"dtype": "float16"},
+        {"clip": math.inf},
+        {"label_smoothing": 1.0},
+        {"schedule": "step"},
+        {"decay_steps": 1},
+        {"warmup_steps": 7},
+        {"decay_steps": 5, "schedule": "wsd"},
+    ],
 )
 def test_recipe_refuses(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -71,19 +91,50 @@ def test_windows_need_two_of_them() -> None:
         Windows(torch.arange(19), 10, 0)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_and_gradient_are_torchs(dtype: torch.dtype) -> None:
+def test_loss_and_gradient_are_torchs(dtype: torch.dtype, smoothing: float) -> None:
     logits = torch.randn(2, 150, 37, generator=torch.Generator().manual_seed(0)).mul_(4).to(dtype)
     targets = torch.randint(37, (2, 150), generator=torch.Generator().manual_seed(1))
+    targets[:, ::3] = IGNORED
     exact = logits.double().requires_grad_()
-    expected = 0.25 * torch.nn.functional.cross_entropy(exact.flatten(0, 1), targets.flatten(), reduction="sum")
+    expected = 0.25 * torch.nn.functional.cross_entropy(
+        exact.flatten(0, 1), targets.flatten(), reduction="sum", label_smoothing=smoothing
+    )
     expected.backward()
     ours = logits.clone().requires_grad_()
-    loss = training.cross_entropy(ours * 1, targets, 0.25)
+    loss = cross_entropy(ours * 1, targets, 0.25, smoothing)
     loss.backward()
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    assert not ours.grad[:, ::3].any()
+
+
+def test_shards_end_at_their_last_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SHARD_TOKENS", 20)
+    targets = torch.full((3, 10), IGNORED)
+    targets[0, 3], targets[1, 4], targets[2, 9] = 1, 2, 0
+    shards = batches.cut(torch.zeros(3, 10), targets)
+    assert [tuple(inputs.shape) for inputs, _ in shards] == [(2, 5), (1, 10)]
+    assert [len(inputs) for inputs, _ in batches.cut(torch.zeros(3, 10), targets, most_rows=1)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activation_checkpointing_changes_no_bit(stream: Tensor, dropout: float) -> None:
+    plain = make(stream, dropout=dropout)
+    recomputed = make(stream, replace(RECIPE, activation_checkpointing=True), dropout=dropout)
+    passes = []
+    recomputed.model.h[0].attn.register_forward_hook(lambda *_: passes.append(1))
+    for _ in range(2):
+        assert plain.step().loss == recomputed.step().loss
+    assert torch.equal(weights(plain), weights(recomputed))
+    assert len(passes) == 4 * len(batches.cut(*plain.batches.batch(0, 6), RECIPE.batch_size))
+
+
+def test_label_smoothing_is_part_of_the_step(stream: Tensor) -> None:
+    plain, smoothed = make(stream).step(), make(stream, replace(RECIPE, label_smoothing=0.5)).step()
+    assert smoothed.loss != plain.loss
 
 
 def test_only_matrices_decay(stream: Tensor) -> None:
@@ -100,7 +151,7 @@ def test_only_matrices_decay(stream: Tensor) -> None:
 def test_a_step_is_adamw_on_the_clipped_mean_gradient(stream: Tensor) -> None:
     trainer = make(stream)
     model = GPT2(replace(TINY, initializer_range=0.02)).initialize(torch.Generator().manual_seed(RECIPE.seed))
-    inputs, targets = trainer.windows.batch(0, 6)
+    inputs, targets = trainer.batches.batch(0, 6)
     loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.clip)
@@ -118,7 +169,7 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient(stream: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_same_bits_for_any_number_of_threads(stream: Tensor, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SHARD_TOKENS", 16)  # six shards
+    monkeypatch.setattr(batches, "SHARD_TOKENS", 16)  # six shards
     results = []
     for threads in (1, 2, 3, 2):
         trainer = make(stream, replace(RECIPE, dtype=dtype), threads=threads)
@@ -148,7 +199,7 @@ def test_overfits_a_short_text(stream: Tensor, dtype: str, bound: float) -> None
 def test_evaluation_scores_every_token_but_the_first(stream: Tensor) -> None:
     trainer = make(stream)
     n_bytes = len(TEXT.encode())
-    found = trainer.evaluate(stream, n_bytes)
+    found = trainer.evaluate(held_out(stream, RECIPE.ctx_size, n_bytes))
     total = 0.0
     for begin in range(0, len(stream) - 1, RECIPE.ctx_size):
         window = stream[begin : begin + RECIPE.ctx_size + 1].long()[None]
@@ -170,7 +221,7 @@ def test_stopped_and_resumed_is_never_stopped(stream: Tensor, tmp_path: Path, dt
     first.save(tmp_path, {})
     second = make(stream, replace(recipe, seed=recipe.seed), dropout=dropout)
     second.restore(tmp_path)
-    for report in training.run(second, tmp_path, {}, validation=None, eval_every=100, save_every=100):
+    for report in training.run(second, tmp_path, {}, evaluate=None, eval_every=100, save_every=100):
         assert isinstance(report, Step)
         assert report.step > 2
     assert second.steps_done == recipe.iters
@@ -183,15 +234,14 @@ def test_restore_refuses_another_shape(stream: Tensor, tmp_path: Path) -> None:
     trainer.save(tmp_path, {})
     other = GPT2(replace(TINY, n_embd=48)).initialize()
     with pytest.raises(ModelError, match="another shape"):
-        Trainer(other, trainer.windows, RECIPE).restore(tmp_path)
+        Trainer(other, trainer.batches, RECIPE).restore(tmp_path)
 
 
 def test_run_saves_and_evaluates_when_told(stream: Tensor, tmp_path: Path) -> None:
     trainer = make(stream)
     saved = []
-    for report in training.run(
-        trainer, tmp_path, {"config.json": "{}"}, validation=(stream, 100), eval_every=3, save_every=4
-    ):
+    evaluate = partial(trainer.evaluate, held_out(stream, RECIPE.ctx_size, 100))
+    for report in training.run(trainer, tmp_path, {"config.json": "{}"}, evaluate=evaluate, eval_every=3, save_every=4):
         if isinstance(report, Step):
             saved.append((tmp_path / "model.safetensors").exists())
         else:

@@ -70,7 +70,7 @@ class ModelChoice(Engine):
             )
 
 
-def _gather(function: Function, kind: type[Any], argument: str, decorators: Iterable[Any]) -> Function:
+def gather(function: Function, kind: type[Any], argument: str, decorators: Iterable[Any]) -> Function:
     """Add the options to a command and hand them over as one object."""
     fields = kind.__dataclass_fields__
 
@@ -112,12 +112,12 @@ _ENGINE = (
 
 def engine_options(function: Function) -> Function:
     """Add --device, --dtype, -t and --require-kernels; the command gets them as `engine: Engine`."""
-    return _gather(function, Engine, "engine", _ENGINE)
+    return gather(function, Engine, "engine", _ENGINE)
 
 
 def model_options(function: Function) -> Function:
     """Add -m, --offline and the flags of `engine_options`; the command gets them as `choice: ModelChoice`."""
-    return _gather(function, ModelChoice, "choice", (model_option, *_ENGINE, offline_option))
+    return gather(function, ModelChoice, "choice", (model_option, *_ENGINE, offline_option))
 
 
 def tokenizer_options(function: Function) -> Function:

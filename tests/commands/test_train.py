@@ -24,7 +24,7 @@ from tests.conftest import Result
 from tests.tiny import TEXT
 
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
-FLAGS = ["--vocab-size", "300", "--batch-size", "2", "--warmup-steps", "2", "--val-fraction", "0.1", "-t", "2"]
+FLAGS = ["--vocab-size", "300", "--batch-size", "2", "--warmup-steps", "1", "--val-fraction", "0.1", "-t", "2"]
 
 
 @pytest.fixture
@@ -78,6 +78,16 @@ def test_transformers_loads_it(folder: Path) -> None:
     assert ids[0].tolist() == ours.tokenizer.encode("The old ship lay still")
     with torch.inference_mode():
         torch.testing.assert_close(ours.model(ids), model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_schedule_and_memory_flags(folder: Path) -> None:
+    more = ["--schedule", "wsd", "--decay-steps", "2", "--label-smoothing", "0.1", "--activation-checkpointing"]
+    code, _, _ = train(folder, "--iters", "5", "-q", *more, "--log", str(folder / "log.jsonl"))
+    assert code == 0
+    rates = [json.loads(line)["lr"] for line in (folder / "log.jsonl").read_text().splitlines() if '"lr"' in line]
+    assert rates == [1e-3, 1e-3, 1e-3, 1e-3, 5e-4]
+    recipe = json.loads((folder / "model" / "training.json").read_text())["recipe"]
+    assert (recipe["label_smoothing"], recipe["activation_checkpointing"]) == (0.1, True)
 
 
 def test_same_flags_same_bytes_whatever_the_threads(folder: Path) -> None:
@@ -148,6 +158,8 @@ def test_summary_in_words(folder: Path) -> None:
         (["--iters", "0"], 2, "--iters"),
         (["--lr", "nan"], 2, "--lr"),
         (["--min-lr", "1"], 2, "min_lr"),
+        (["--warmup-steps", "9", "--iters", "5"], 2, "ends before it starts"),
+        (["--decay-steps", "2", "--iters", "5"], 2, "belongs to schedule wsd"),
         (["--val-fraction", "0.9"], 2, "--val-fraction"),
         (["--ctx-size", "5000"], 2, "give more text or a smaller --ctx-size"),
         (["--dtype", "float16"], 2, "dtype"),

@@ -1,0 +1,91 @@
+"""What a training step sees: windows of a long stream of ids, in an order drawn from the seed. Ids only, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llmcli.errors import InputError
+from llmcli.loss import IGNORED
+
+# Tokens of a shard: enough for full speed of the matrix products, few enough that its activations stay near a core.
+SHARD_TOKENS = 1024
+
+Shard = tuple[Tensor, Tensor]  # inputs and targets, each (rows, T) int64; a target may be IGNORED
+
+
+class Batches(Protocol):
+    """Endless training rows: a row's place is a number, so that a run continues where it stopped."""
+
+    def batch(self, first: int, size: int) -> Shard:
+        """Rows first … first+size-1, at least one target in each."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a validation scores, and the UTF-8 bytes of the text behind its targets."""
+
+    shards: Sequence[Shard]
+    n_bytes: int
+
+
+class Windows:
+    """Random windows of a token stream (N,): every epoch visits each of them once, in an order drawn from the seed.
+
+    An epoch also draws where the first window starts, so that the cuts fall elsewhere each time.
+    """
+
+    def __init__(self, stream: Tensor, length: int, seed: int) -> None:
+        self.stream, self.length, self.seed = stream, length, seed
+        # The random start may cost one window; each window also needs the token after it as its last target.
+        self.per_epoch = (len(stream) - length) // length
+        if self.per_epoch < 1:
+            raise InputError(
+                f"the training text has {len(stream)} tokens, fewer than two windows of {length}: "
+                "give more text or a smaller --ctx-size"
+            )
+
+    def start(self, index: int) -> int:
+        """Where window `index` (0, 1, … over all epochs) begins."""
+        epoch, position = divmod(index, self.per_epoch)
+        return int(self._order(epoch)[position])
+
+    def batch(self, first: int, size: int) -> Shard:
+        """Windows first … first+size-1: inputs and targets, each (size, length) int64."""
+        starts = [self.start(index) for index in range(first, first + size)]
+        rows = torch.stack([self.stream[start : start + self.length + 1] for start in starts]).long()
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+    def _order(self, epoch: int) -> Tensor:
+        if getattr(self, "_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            offset = torch.randint(len(self.stream) - self.per_epoch * self.length, (), generator=generator)
+            self._starts = offset + self.length * torch.randperm(self.per_epoch, generator=generator)
+            self._epoch = epoch
+        return self._starts
+
+
+def held_out(stream: Tensor, length: int, n_bytes: int) -> HeldOut:
+    """A stream (N,) in windows of `length` side by side; its first token has nothing before it and is not scored."""
+    inputs, targets = stream[:-1].long(), stream[1:].long()
+    whole = len(inputs) // length * length
+    shards = cut(inputs[:whole].view(-1, length), targets[:whole].view(-1, length)) if whole else []
+    if whole < len(inputs):
+        shards.append((inputs[None, whole:], targets[None, whole:]))
+    return HeldOut(shards, n_bytes)
+
+
+def cut(inputs: Tensor, targets: Tensor, most_rows: int | None = None) -> list[Shard]:
+    """Rows as shards of about SHARD_TOKENS tokens, each without the columns after its last target."""
+    rows = max(1, SHARD_TOKENS // inputs.shape[1])
+    if most_rows is not None:
+        rows = min(rows, most_rows)
+    shards = []
+    for some_inputs, some_targets in zip(inputs.split(rows), targets.split(rows), strict=True):
+        end = int((some_targets != IGNORED).any(0).nonzero()[-1]) + 1
+        shards.append((some_inputs[:, :end], some_targets[:, :end]))
+    return shards
