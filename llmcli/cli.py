@@ -23,6 +23,7 @@ from llmcli.errors import LlmcliError
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in the order of --help
     "generate": ("llmcli.commands.generate", "Continue a prompt, or a JSONL file of prompts."),
     "perplexity": ("llmcli.commands.perplexity", "Measure how well a model predicts text."),
+    "score": ("llmcli.commands.score", "Show how surprising each token is; lint, heat map, multiple choice."),
     "train": ("llmcli.commands.train", "Train a model from scratch on text."),
     "bench": ("llmcli.commands.bench", "Measure prefill, decode and single operators."),
     "tokenize": ("llmcli.commands.tokenize", "Turn text into token ids, pieces or a count."),

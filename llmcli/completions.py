@@ -20,6 +20,7 @@ from llmcli.errors import InputError
 from llmcli.generation import Event, Request, TokenLogprob, fit, generate
 from llmcli.loading import DEFAULT, Loaded
 from llmcli.sampling import Sampling
+from llmcli.text_stream import spell
 from llmcli.tokenizer import Tokenizer
 
 SCHEMA = "llmcli/generation/1"
@@ -234,23 +235,15 @@ def _logprobs(tokenizer: Tokenizer, completion: Completion) -> dict[str, Any]:
         offsets.append(offset)
         offset += len(decoder.decode(tokenizer.token_bytes(token)))
     return {
-        "tokens": [_spell(tokenizer, token) for token in completion.tokens],
+        "tokens": [spell(tokenizer.token_bytes(token)) for token in completion.tokens],
         "token_ids": completion.tokens,
         "token_logprobs": [logprob.chosen for logprob in completion.logprobs],
         "top_logprobs": [
-            {_spell(tokenizer, token): value for token, value in logprob.top} for logprob in completion.logprobs
+            {spell(tokenizer.token_bytes(token)): value for token, value in logprob.top}
+            for logprob in completion.logprobs
         ],
         "text_offset": offsets,
     }
-
-
-def _spell(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text, or its bytes when they are only a part of a character."""
-    data = tokenizer.token_bytes(token)
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _identity(name: str, request: Request) -> str:

@@ -60,6 +60,14 @@ class TextStream:
         return text[: len(text) - held]
 
 
+def spell(data: bytes) -> str:
+    r"""A token as text, or its bytes (bytes:\xe2\x80) when they are only a part of a character."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of text that begins stop."""
     longest = min(len(text), len(stop) - 1)

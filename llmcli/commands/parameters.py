@@ -142,3 +142,19 @@ class Device(click.ParamType):  # type: ignore[type-arg]  # generic since click 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """What stands for the value in the help."""
         return "auto|cpu|cuda[:i]"
+
+
+class Bits(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """An amount of surprise such as 12bits, 12 or 8.3nats, as bits."""
+
+    name = "bits"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number in bits."""
+        text = str(value).strip().lower()
+        number, scale = (text[:-4], 1 / math.log(2)) if text.endswith("nats") else (text.removesuffix("bits"), 1.0)
+        return Number(0, 1e6).convert(number, param, ctx) * scale
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help."""
+        return "BITS"

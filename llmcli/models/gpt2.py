@@ -7,7 +7,7 @@ positions, H heads, D head size, C width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -277,13 +277,18 @@ class GPT2(nn.Module):
 
         Holds the logits of CHUNK positions at a time.
         """
+        pieces, begin = [], first
+        for rows in self.distributions(ids, first):
+            pieces.append(rows.gather(-1, ids[:, begin : begin + rows.shape[1], None])[..., 0])
+            begin += rows.shape[1]
+        return torch.cat(pieces, 1) if pieces else self.wte.weight.new_zeros(ids.shape[0], 0, dtype=torch.float32)
+
+    def distributions(self, ids: Tensor, first: int = 1) -> Iterator[Tensor]:
+        """log p(. | ids[..t-1]) for t = first to T-1, in order: ids (B,T) → pieces (B,n,V) float32, n <= CHUNK."""
         x, update = (part[:, first - 1 :] for part in self._blocks(ids[:, :-1], None))
-        pieces = []
         for begin in range(0, x.shape[1], CHUNK):
             logits = self._head(x[:, begin : begin + CHUNK], update[:, begin : begin + CHUNK]).float()
-            targets = ids[:, first + begin : first + begin + CHUNK, None]
-            pieces.append(softmax(logits, log=True).gather(-1, targets)[..., 0])
-        return torch.cat(pieces, 1) if pieces else x.new_zeros(ids.shape[0], 0, dtype=torch.float32)
+            yield softmax(logits, log=True)
 
     def flops(self, n: int, past: int) -> int:
         """Floating-point operations of reading n tokens of one row after `past` others; logits of the last only.
