@@ -1,4 +1,7 @@
-"""What a training step sees: windows of a long stream of ids, in an order drawn from the seed. Ids only, no text."""
+"""What a training step sees: windows of a stream, or rows of examples, in an order drawn from the seed.
+
+Ids only, no text.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,58 @@ class Windows:
             self._starts = offset + self.length * torch.randperm(self.per_epoch, generator=generator)
             self._epoch = epoch
         return self._starts
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: ids (n,) int32, and which of them are learned (n,) bool; the first never is."""
+
+    ids: Tensor
+    learned: Tensor
+
+
+class Rows:
+    """Examples, each once in an epoch, in an order drawn from the seed; a batch is padded and sorted by length."""
+
+    def __init__(self, rows: Sequence[Row], seed: int) -> None:
+        if not rows:
+            raise InputError("there is no example to learn from")
+        self.rows, self.seed = rows, seed
+        self.per_epoch = len(rows)
+
+    def batch(self, first: int, size: int) -> Shard:
+        """Rows first … first+size-1 of all epochs, the shortest first."""
+        places = (divmod(index, len(self.rows)) for index in range(first, first + size))
+        return padded([self.rows[int(self._order(epoch)[place])] for epoch, place in places])
+
+    def _order(self, epoch: int) -> Tensor:
+        if getattr(self, "_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._permutation = torch.randperm(len(self.rows), generator=generator)
+            self._epoch = epoch
+        return self._permutation
+
+
+def padded(rows: Sequence[Row]) -> Shard:
+    """Rows as inputs and targets, each (len(rows), T), the shortest first, with zeros and IGNORED on the right."""
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    longest = len(rows[-1].ids) - 1
+    inputs = torch.zeros(len(rows), longest, dtype=torch.int64)
+    targets = torch.full((len(rows), longest), IGNORED)
+    for place, row in enumerate(rows):
+        n = len(row.ids) - 1
+        inputs[place, :n] = row.ids[:-1]
+        targets[place, :n] = torch.where(row.learned[1:], row.ids[1:].long(), IGNORED)
+    return inputs, targets
+
+
+def held_out_rows(rows: Sequence[Row], n_bytes: int) -> HeldOut:
+    """Examples, those of about one length side by side."""
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    shards, together = [], 64
+    for first in range(0, len(rows), together):
+        shards += cut(*padded(rows[first : first + together]))
+    return HeldOut(shards, n_bytes)
 
 
 def held_out(stream: Tensor, length: int, n_bytes: int) -> HeldOut:

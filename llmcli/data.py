@@ -44,24 +44,29 @@ def decode_utf8(raw: bytes, name: str) -> str:
         ) from None
 
 
-def read_documents(path: str) -> list[Document]:
-    """Read a file, or every *.txt below a directory in name order; one file is one document.
-
-    Empty files are refused, since they are nearly always a mistake upstream.
-    """
+def read_files(path: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, text) of a file, or of every file with such a suffix below a directory, in name order."""
     files = [Path(path)]
     if files[0].is_dir():
-        files = sorted(file for file in files[0].rglob("*.txt") if file.is_file())
+        files = sorted(file for file in files[0].rglob("*") if file.suffix in suffixes and file.is_file())
         if not files:
-            raise ModelError(f"no .txt file below {path}: give files, or a directory that holds some")
-    documents = []
+            raise ModelError(
+                f"no {' or '.join(suffixes)} file below {path}: give files, or a directory that holds some"
+            )
     for file in files:
         try:
             raw = file.read_bytes()
         except OSError as error:
             raise ModelError(f"cannot read {file}: {error.strerror}") from None
-        documents.append(document(decode_utf8(raw, str(file)), str(file)))
-    return documents
+        yield str(file), decode_utf8(raw, str(file))
+
+
+def read_documents(path: str) -> list[Document]:
+    """Read a file, or every *.txt below a directory in name order; one file is one document.
+
+    Empty files are refused, since they are nearly always a mistake upstream.
+    """
+    return [document(text, name) for name, text in read_files(path, (".txt",))]
 
 
 def document(text: str, name: str) -> Document:
@@ -150,3 +155,16 @@ def side_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, str]:
         "tokenizer.json": tokenizer.backend.to_str(),
         "tokenizer_config.json": json.dumps(described, indent=2) + "\n",
     }
+
+
+def copied_files(
+    directory: Path, tokenizer: Tokenizer, config: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, str]:
+    """As `side_files`, for a model made from the one in `directory`, whose tokenizer_config.json is kept.
+
+    `settings` are added to that.
+    """
+    made = side_files(tokenizer, {"n_positions": None, **config})
+    file = directory / "tokenizer_config.json"
+    known = json.loads(file.read_text("utf-8") if file.exists() else made["tokenizer_config.json"])
+    return made | {"tokenizer_config.json": json.dumps({**known, **settings}, indent=2) + "\n"}

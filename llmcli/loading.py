@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +75,13 @@ def load(
     dtype: str = "auto",
     offline: bool = False,
     pack: bool = True,
+    changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """A directory, file, hub id or alias → a model in eval mode and its tokenizer.
 
-    pack lays the matrices out for the CPU kernels, for inference; training needs pack=False.
+    pack lays the matrices out for the CPU kernels, for inference; training needs pack=False. `changes` replace keys of
+    config.json for the model, such as its dropout, and not in Loaded.config.
     Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
     """
     path = find(spec, offline=offline)
@@ -87,7 +89,7 @@ def load(
     weights = safetensors.open(path)
     config = read_config(path)
     model_cls = model_class(config.get("model_type"))
-    model_config = model_cls.Config.from_dict(config)
+    model_config = model_cls.Config.from_dict({**config, **(changes or {})})
     if model_config.n_layer > len(weights):  # before anything is built as large as the file pretends to be
         raise ModelError(
             f"{path}: config.json asks for {model_config.n_layer} layers; there are {len(weights)} tensors"

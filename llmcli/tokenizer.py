@@ -98,6 +98,12 @@ class Tokenizer:
         """The text of ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
+    def end_of_text(self) -> str:
+        """The end-of-text token as it is written. Raises ModelError when there is none."""
+        if self.eos_id is None:
+            raise ModelError(f"the tokenizer has no {END_OF_TEXT} entry, which ends a text")
+        return self.token_bytes(self.eos_id).decode()
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one id stands for, which may be part of a character."""
         added = self._added.get(token)

@@ -98,13 +98,27 @@ class Trainer:
     come from one generator, the shards take turns, and the weights do depend on it.
     """
 
-    def __init__(self, model: Any, batches: Batches, recipe: Recipe, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batches: Batches,
+        recipe: Recipe,
+        *,
+        threads: int | None = None,
+        export: Callable[[], dict[str, Tensor]] | None = None,
+    ) -> None:
         self.model, self.batches, self.recipe = model, batches, recipe
+        self.export = export or model.checkpoint  # what a checkpoint's model.safetensors holds
         self.steps_done = self.tokens_read = 0
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.names = list(trained)
-        self.masters = [weight.detach().float().clone().requires_grad_() for weight in trained.values()]
+        self.masters = [  # contiguous, as a checkpoint will bring them back
+            weight.detach().float().clone(memory_format=torch.contiguous_format).requires_grad_()
+            for weight in trained.values()
+        ]
         model.to(DTYPES[recipe.dtype])
+        for weight in model.parameters():
+            weight.data = weight.data.contiguous()
         self.parameters = [model.get_parameter(name) for name in self.names]
         self.device = self.masters[0].device
         self.optimizer = torch.optim.AdamW(
@@ -184,7 +198,7 @@ class Trainer:
             recipe = {"schema": "llmcli/training/1", "step": self.steps_done, "recipe": asdict(self.recipe)}
             (partial / "training.json").write_text(json.dumps(recipe) + "\n", encoding="utf-8")
             safetensors.save(partial / STATE, state)
-            safetensors.save(partial / "model.safetensors", self.model.checkpoint())
+            safetensors.save(partial / "model.safetensors", self.export())
             for file in sorted(partial.iterdir()):
                 os.replace(file, directory / file.name)
         except OSError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,14 @@ from llmcli.commands import terminal
 from llmcli.commands.options import Number, gather, option
 from llmcli.commands.parameters import Function
 from llmcli.commands.progress import Progress
+from llmcli.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llmcli.batches import Row
     from llmcli.data import Document
+    from llmcli.examples import Example
     from llmcli.recipe import Recipe
     from llmcli.tokenizer import Tokenizer
     from llmcli.training import Evaluation, Trainer
@@ -32,7 +35,14 @@ PRECISIONS = {"auto": "float32"} | {name: name for name in ("float32", "bfloat16
 
 
 def recipe_options(
-    *, iters: int | None, iters_help: str, batch_size: int, lr: float, weight_decay: float, ctx_help: str
+    *,
+    iters: int | None,
+    iters_help: str,
+    batch_size: int,
+    lr: float | None,
+    lr_help: str,
+    weight_decay: float,
+    ctx_help: str,
 ) -> Callable[[Function], Function]:
     """Add the flags that `recipe` reads, each passed under its own name; the defaults are the command's."""
     flags = (
@@ -40,7 +50,7 @@ def recipe_options(
         option("--batch-size", type=click.IntRange(1), default=batch_size, help="Rows in a batch."),
         option("--grad-accum", type=click.IntRange(1), default=1, help="Batches in a step."),
         option("-c", "--ctx-size", type=click.IntRange(1), metavar="N", help=ctx_help),
-        option("--lr", type=Number(0, min_open=True), default=lr, help="Highest learning rate."),
+        option("--lr", type=Number(0, min_open=True), default=lr, help=lr_help),
         option("--min-lr", type=Number(0), default=0.0, help="Learning rate at the end."),
         option(
             "--schedule",
@@ -204,17 +214,30 @@ def loss_in_words(evaluation: Evaluation) -> str:
     return f"validation loss {evaluation.val_loss:.4f}, {evaluation.val_bits_per_byte:.4f} bits per byte"
 
 
-def read(paths: tuple[str, ...]) -> list[Document]:
-    """The documents of files, directories and '-'."""
-    from llmcli import data as texts
+def records(paths: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """(name, text or JSON object) of files, directories and '-', which is JSONL when it begins with '{'."""
+    from llmcli import examples
 
-    documents = []
     for path in paths:
         if path == "-":
-            documents.append(texts.document(terminal.read_text("-"), "standard input"))
+            text = terminal.read_text("-")
+            yield from examples.split(text, "standard input", jsonl=text.lstrip()[:1] == "{")
         else:
-            documents += texts.read_documents(path)
-    return documents
+            yield from examples.read(path)
+
+
+def documents(paths: tuple[str, ...]) -> list[Document]:
+    """The whole texts in files, directories and '-'. Raises InputError for examples."""
+    from llmcli import examples
+    from llmcli.data import Document
+
+    found = []
+    for name, record in records(paths):
+        lesson = examples.lesson(record, name, lambda: lambda messages: [])
+        if not isinstance(lesson, Document):
+            raise InputError(f"{name}: train learns whole texts, expected text; examples are for 'llmcli finetune'")
+        found.append(lesson)
+    return found
 
 
 def encode(tokenizer: Tokenizer, documents: list[Document]) -> Tensor:
@@ -240,3 +263,19 @@ def open_log(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
         return
     with open(path, "a", encoding="utf-8", buffering=1) as file:
         yield lambda document: print(terminal.to_json(document, indent=None), end="", file=file)
+
+
+def encode_examples(tokenizer: Tokenizer, lessons: Sequence[Document | Example], ctx_size: int) -> list[Row]:
+    """Examples and documents as rows, with progress, and a word about those that are too long."""
+    from llmcli import examples
+
+    rows, done, shortened = [], 0, 0
+    with Progress("tokenising", total=len(lessons), unit="examples") as progress:
+        for n_lessons, some, n_shortened in examples.encode(tokenizer, lessons, ctx_size):
+            rows += some
+            done += n_lessons
+            shortened += n_shortened
+            progress(done)
+    if shortened:
+        terminal.note(f"{shortened} of {len(lessons)} examples lost their beginning: over {ctx_size} tokens")
+    return rows

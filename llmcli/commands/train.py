@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, int]] = {
     help="Train a GPT-2 model from scratch on text; --output becomes a model directory.",
 )
 @click.argument("files", nargs=-1, metavar="[FILES]...")
-@option("--data", multiple=True, metavar="PATH", help="A text file, a directory of *.txt, or '-'; FILES are more.")
+@option("--data", multiple=True, metavar="PATH", help="A text, a JSONL of texts, a directory, or '-'; FILES are more.")
 @option("--val", multiple=True, metavar="PATH", help="Validation text, instead of a part of --data.")
 @option("--val-fraction", type=Number(0, 0.5), default=0.02, help="Hold out this last part of every file.")
 @option("--preset", type=click.Choice(list(PRESETS)), default="gpt2-micro", help="The model's shape.")
@@ -47,6 +47,7 @@ PRESETS: dict[str, dict[str, int]] = {
     iters_help="Optimizer steps.",
     batch_size=8,
     lr=1e-3,
+    lr_help="Highest learning rate.",
     weight_decay=0.1,
     ctx_help="Tokens in a row. [default: the shape's]",
 )
@@ -72,7 +73,7 @@ def command(
     start = run.start()
     if not (data or files):
         raise InputError("expected training text, got none; pass --data PATH, or '-' for standard input")
-    documents, held = learning.read((*data, *files)), learning.read(val)
+    documents, held = learning.documents((*data, *files)), learning.documents(val)
     if not val:
         documents, held = texts.split(documents, val_fraction)
     known = start or flags["tokenizer"]
