@@ -261,6 +261,7 @@ def open_log(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     if path is None:
         yield lambda document: None
         return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8", buffering=1) as file:
         yield lambda document: print(terminal.to_json(document, indent=None), end="", file=file)
 

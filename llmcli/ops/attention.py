@@ -72,13 +72,26 @@ def _scores(
     return scores.masked_fill(~visible, float("-inf")), visible
 
 
+def _weighted_sum(weights: Tensor, x: Tensor, visible: Tensor) -> Tensor:
+    """Sum over s of weights (B,H,T,S), zero where not visible, times x (B,S,H,D) → (B,T,H,D).
+
+    Positions with infinities or NaN are added one by one: zero times them would reach rows that do not see them.
+    """
+    finite = torch.isfinite(x)
+    out = torch.einsum("bhts,bshd->bthd", weights, x.masked_fill(~finite, 0.0))
+    for s in (~finite).sum((0, 2, 3)).nonzero().flatten().tolist():
+        term = weights[..., s, None].transpose(1, 2) * x[:, s, None].masked_fill(finite[:, s, None], 0.0)
+        out = out + term.masked_fill(~visible[..., s, None].transpose(1, 2), 0.0)
+    return out
+
+
 def _fallback(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, k_lengths: Tensor | None, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    scores, _ = _scores(q, k, bias, k_lengths, scale, causal)
+    scores, visible = _scores(q, k, bias, k_lengths, scale, causal)
     lse = torch.logsumexp(scores, -1)
     p = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
-    out = torch.einsum("bhts,bshd->bthd", p, v.to(p.dtype).repeat_interleave(q.shape[2] // v.shape[2], 2))
+    out = _weighted_sum(p, v.to(p.dtype).repeat_interleave(q.shape[2] // v.shape[2], 2), visible)
     return out.to(q.dtype).contiguous(), lse
 
 
@@ -95,16 +108,16 @@ def _fallback_backward(
     causal: bool,
     bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scores, _ = _scores(q, k, bias, k_lengths, scale, causal)
+    scores, visible = _scores(q, k, bias, k_lengths, scale, causal)
     wide, G = scores.dtype, k.shape[2]
-    g = grad.to(wide)
-    p = torch.exp(scores - lse.to(wide).masked_fill(lse == float("-inf"), 0.0)[..., None])
-    dp = torch.einsum("bthd,bshd->bhts", g, v.to(wide).repeat_interleave(q.shape[2] // G, 2))
+    g, group = grad.to(wide), q.shape[2] // k.shape[2]
+    p = torch.exp(scores - lse.to(wide).masked_fill(lse == float("-inf"), 0.0)[..., None]).masked_fill(~visible, 0.0)
+    dp = torch.einsum("bthd,bshd->bhts", g, v.to(wide).repeat_interleave(group, 2))
     delta = torch.einsum("bthd,bthd->bht", g, out.to(wide))
-    ds = p * (dp - delta[..., None])
-    dq = torch.einsum("bhts,bshd->bthd", ds, k.to(wide).repeat_interleave(q.shape[2] // G, 2)) * scale
-    dk = torch.einsum("bhts,bthd->bshd", ds, q.to(wide)).unflatten(2, (G, -1)).sum(3) * scale
-    dv = torch.einsum("bhts,bthd->bshd", p, g).unflatten(2, (G, -1)).sum(3)
+    ds = (p * (dp - delta[..., None])).masked_fill(~visible, 0.0)
+    dq = _weighted_sum(ds, k.to(wide).repeat_interleave(group, 2), visible) * scale
+    dk = _weighted_sum(ds.mT, q.to(wide), visible.mT).unflatten(2, (G, -1)).sum(3) * scale
+    dv = _weighted_sum(p.mT, g, visible.mT).unflatten(2, (G, -1)).sum(3)
     dbias = ds.sum_to_size(bias.shape).to(bias.dtype).contiguous() if bias_grad and bias is not None else q.new_empty(0)
     dq, dk, dv = (x.to(q.dtype).contiguous() for x in (dq, dk, dv))
     return dq, dk, dv, dbias

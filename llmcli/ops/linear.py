@@ -35,14 +35,16 @@ def _pack_fallback(weight: Tensor) -> Tensor:
     N, K = weight.shape
     depth = _depth(weight.dtype)
     padded = F.pad(weight, (0, -K % depth, 0, -N % PANEL))
-    panels = padded.view(-1, PANEL, padded.shape[1] // depth, depth)
+    panels = padded.view(padded.shape[0] // PANEL, PANEL, padded.shape[1] // depth, depth)
     return panels.transpose(1, 2).reshape(-1).clone()
 
 
 def _linear_fallback(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     depth, K = _depth(x.dtype), x.shape[-1]
-    steps = -(-K // depth)
-    weight = packed.view(-(-out_features // PANEL), steps, PANEL, depth).transpose(1, 2).reshape(-1, steps * depth)
+    panels, steps = -(-out_features // PANEL), -(-K // depth)
+    if packed.shape != (panels * PANEL * steps * depth,):
+        raise RuntimeError(f"linear: packed weights of {packed.numel()} elements do not belong to ({out_features},{K})")
+    weight = packed.view(panels, steps, PANEL, depth).transpose(1, 2).reshape(panels * PANEL, steps * depth)
     return F.linear(x, weight[:out_features, :K], bias)
 
 

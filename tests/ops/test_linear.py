@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from llmcli.ops import linear, linear_pack
+from tests.ops.samples import kernels_only
 from tests.ops.tolerance import assert_within_budget
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -29,6 +30,7 @@ def test_close_to_float64(isa: str, M: int, N: int, K: int, dtype: torch.dtype) 
     assert_within_budget(ours, F.linear(x, w, b), exact)
 
 
+@kernels_only
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_do_not_depend_on_company_or_threads(isa: str, dtype: torch.dtype) -> None:
     x, w, b = make(101, 200, 600, dtype)
