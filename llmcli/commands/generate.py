@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from llmcli.completions import Completion, Session, Stopwatch
     from llmcli.generation import Event, Request
 
+PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endless pipe ends in an error
+
 
 @define(
     "generate",
@@ -115,7 +117,7 @@ def command(
     if jsonl is None:
         if settings["logprobs"] is not None and format == "text":
             raise InputError("--logprobs: expected --format json or jsonl, which have a place for them")
-        text = terminal.read_prompt(argument, prompt, file, errors=encoding_errors, escape=escape)
+        text = terminal.read_prompt(argument, prompt, file, errors=encoding_errors, escape=escape, limit=PROMPT_LIMIT)
         session = open_session(choice, beams, length_penalty, ctx_size, ctx_overflow)
         request = session.request(text, settings)
         with terminal.open_output(output) as out:

@@ -50,15 +50,17 @@ def open_input(path: str) -> BinaryIO:
         raise InputError(f"expected a file name, got {path!r}") from None
 
 
-def read_bytes(path: str) -> bytes:
-    """A file's bytes; '-' is stdin. Raises as `open_input` does."""
-    if path == "-":
-        return read_stdin()
-    with open_input(path) as stream:
+def read_bytes(path: str, limit: int | None = None) -> bytes:
+    """A file's bytes; '-' is stdin. Raises as `open_input` does, and InputError above `limit` bytes."""
+    name = "standard input" if path == "-" else f"'{path}'"
+    with contextlib.nullcontext(open_stdin()) if path == "-" else open_input(path) as stream:
         try:
-            return stream.read()
+            data = stream.read() if limit is None else stream.read(limit + 1)
         except OSError as error:
-            raise InputError(f"expected a readable file, got '{path}': {error.strerror}") from None
+            raise InputError(f"expected readable text, got {name}: {error.strerror}") from None
+    if limit is not None and len(data) > limit:
+        raise InputError(f"expected at most {size(limit)} of text, got more in {name}; pass a part of it")
+    return data
 
 
 def read_lines(path: str) -> Iterator[bytes]:
@@ -70,9 +72,9 @@ def read_lines(path: str) -> Iterator[bytes]:
         yield from stream
 
 
-def read_text(path: str, errors: str = "strict") -> str:
+def read_text(path: str, errors: str = "strict", limit: int | None = None) -> str:
     """A file as UTF-8 text; '-' is stdin. Raises as `read_bytes` and `decode` do."""
-    return decode(read_bytes(path), "standard input" if path == "-" else f"'{path}'", errors)
+    return decode(read_bytes(path, limit), "standard input" if path == "-" else f"'{path}'", errors)
 
 
 def stdin_is_terminal() -> bool:
@@ -92,15 +94,6 @@ def open_stdin() -> BinaryIO:
             if not select.select([sys.stdin.fileno()], [], [], PATIENCE)[0]:
                 note("waiting for text on standard input; close it (</dev/null) when there is none")
     return sys.stdin.buffer
-
-
-def read_stdin() -> bytes:
-    """All of stdin. Raises as `open_stdin` does."""
-    stream = open_stdin()
-    try:
-        return stream.read()
-    except OSError as error:
-        raise InputError(f"expected readable text on standard input: {error.strerror}") from None
 
 
 def unescape(text: str) -> str:
@@ -128,24 +121,26 @@ def read_prompt(
     errors: str = "strict",
     escape: bool = False,
     empty: bool = False,
+    limit: int | None = None,
 ) -> str:
     """The prompt: positional argument (after piped text), else -p, else -f, else stdin; '-' is stdin.
 
     `escape` interprets backslash escapes in the argument or flag, never in a file or in piped text.
-    Raises InputError when there is none, or when it is empty unless `empty`.
+    Raises InputError when there is none, when a file or pipe holds more than `limit` bytes, or when the text is empty
+    unless `empty`.
     """
     typed = argument if argument is not None else flag
     if typed is not None and typed != "-":
         text = decode(os.fsencode(typed), "the prompt", errors)  # argv, whatever the locale made of it
         text = unescape(text) if escape else text
         if argument is not None and not stdin_is_terminal():
-            text = decode(read_stdin(), "standard input", errors) + text
+            text = read_text("-", errors, limit) + text
     elif typed is None and file is not None:
-        text = read_text(file, errors)
+        text = read_text(file, errors, limit)
     elif typed is None and stdin_is_terminal():
         raise InputError("expected a prompt, got none; pass it as an argument, with -f FILE, or through a pipe")
     else:
-        text = decode(read_stdin(), "standard input", errors)
+        text = read_text("-", errors, limit)
     if not text and not empty:
         raise InputError("expected a prompt, got empty text; pass at least one character")
     return text

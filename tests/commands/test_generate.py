@@ -281,6 +281,13 @@ def test_pipes(shell: Shell, tiny_gpt2: Path) -> None:
     assert (closed.out.count("\n"), closed.err) == (1, "")
 
 
+def test_an_endless_prompt_is_refused(shell: Shell, tiny_gpt2: Path) -> None:
+    for prompt in ("-f -", "'The sea'"):
+        result = shell(f"yes | llmcli generate -m {tiny_gpt2} {prompt}; exit ${{PIPESTATUS[1]}}")
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert "at most 16.0 MB" in result.err
+
+
 def test_a_full_disk_is_a_resource_error(shell: Shell, tiny_gpt2: Path) -> None:
     result = shell(f"llmcli generate -m {tiny_gpt2} 'The sea' > /dev/full")
     assert result.code == 6

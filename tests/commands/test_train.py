@@ -50,7 +50,7 @@ def train(folder: Path, *flags: str) -> tuple[int, str, str]:
 
 def test_makes_a_model_directory(folder: Path) -> None:
     code, out, err = train(
-        folder, "--iters", "4", "--eval-every", "2", "--log", str(folder / "log.jsonl"), "--json", "--seed", "3"
+        folder, "--iters", "4", "--eval-every", "2", "--log", str(folder / "logs" / "1.jsonl"), "--json", "--seed", "3"
     )
     assert (code, err.count("validation loss")) == (0, 2)
     summary = json.loads(out)
@@ -59,7 +59,7 @@ def test_makes_a_model_directory(folder: Path) -> None:
     assert summary["n_tokens"] == 4 * 2 * 32
     assert summary["finish_reason"] == "stop"
     assert summary["recipe"]["seed"] == 3
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (folder / "logs" / "1.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in log if "val_loss" in line] == [2, 4]
     assert log[-1]["val_loss"] == summary["val_loss"]
