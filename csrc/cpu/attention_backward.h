@@ -132,13 +132,10 @@ void attention_backward_tile(const AttentionBackwardArgs& a, AttentionGradient<P
       const int64_t visible = seen(end_of(r) - 1) - c;
       if (visible <= 0) continue;
       const int64_t vectors = ((visible < kPanel ? visible : kPanel) + N - 1) / N;
-      const int64_t steps = (a.D + P::kPair - 1) / P::kPair;
-      float *p = w.p + r * K + c, *ds = w.ds + r * K + c;
-      tile<P>(end_of(r) - r, w.q + r * w.depth, w.depth, w.k + c * w.depth, kPanel * P::kPair, vectors, steps,
-              [&](int64_t i, int64_t u, F x) __attribute__((always_inline)) { store(p + i * K + u * N, x); });
-      tile<P>(
-          end_of(r) - r, w.grad + r * w.depth, w.depth, w.v + c * w.depth, kPanel * P::kPair, vectors, steps,
-          [&](int64_t i, int64_t u, F x) __attribute__((always_inline)) { store(ds + i * K + u * N, x); });
+      attention_products<P>(w.p + r * K + c, end_of(r) - r, w.q + r * w.depth, w.depth, w.k + c * w.depth,
+                            vectors, a.D);
+      attention_products<P>(w.ds + r * K + c, end_of(r) - r, w.grad + r * w.depth, w.depth, w.v + c * w.depth,
+                            vectors, a.D);
     }
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t t = (first + r) / repeat, h = g * repeat + (first + r) % repeat;

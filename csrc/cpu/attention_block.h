@@ -99,6 +99,22 @@ LLMCLI_INLINE void attention_merge(float* o, F block, float keep, float take) {
   store(o, fma(block, set(take), mul(load(o), set(keep))));
 }
 
+// scores[row][key] = A * B for `rows` rows. A depth above 64 is summed in parts: shorter chains of roundings.
+template <class P>
+LLMCLI_INLINE void attention_products(float* scores, int64_t rows, const typename P::Element* a,
+                                      int64_t a_stride, const typename P::Element* b, int64_t vectors,
+                                      int64_t depth) {
+  constexpr int64_t kPart = 64;
+  for (int64_t d = 0; d < depth; d += kPart) {
+    const int64_t part = depth - d < kPart ? depth - d : kPart;
+    tile<P>(rows, a + d, a_stride, b + d * kPanel, kPanel * P::kPair, vectors,
+            (part + P::kPair - 1) / P::kPair, [&](int64_t i, int64_t u, F x) __attribute__((always_inline)) {
+              float* y = scores + i * kAttentionBlock + u * N;
+              store(y, d == 0 ? x : add(load(y), x));
+            });
+  }
+}
+
 // Merges block j into the running result of a tile.
 template <class P, typename T>
 void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
@@ -118,11 +134,8 @@ void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
       const int64_t visible = t.seen[end_of(r) - 1] - c;
       if (visible <= 0) continue;
       const int64_t vectors = ((visible < n ? visible : n) + N - 1) / N;
-      float* s = t.s + r * kAttentionBlock + c;
-      tile<P>(end_of(r) - r, t.q + r * t.depth, t.depth, block.k + c * t.depth, kPanel * P::kPair, vectors,
-              (a.D + P::kPair - 1) / P::kPair,
-              [&](int64_t i, int64_t u, F sum)
-                  __attribute__((always_inline)) { store(s + i * kAttentionBlock + u * N, sum); });
+      attention_products<P>(t.s + r * kAttentionBlock + c, end_of(r) - r, t.q + r * t.depth, t.depth,
+                            block.k + c * t.depth, vectors, a.D);
     }
   }
 
