@@ -137,15 +137,20 @@ def _advised_penalty(directory: Path) -> float:
 def read_config(path: Path) -> dict[str, Any]:
     """The `config.json` beside a checkpoint."""
     file = (path if path.is_dir() else path.parent) / "config.json"
+    return read_object(file, "no such file; a model is config.json, *.safetensors and a tokenizer")
+
+
+def read_object(file: Path, missing: str) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises ModelError, with `missing` where there is no such file."""
     try:
-        config = json.loads(file.read_text("utf-8"))
+        document = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{file}: no such file; a model is config.json, *.safetensors and a tokenizer") from None
+        raise ModelError(f"{file}: {missing}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: expected a JSON object; got {type(config).__name__}")
-    return config
+    if not isinstance(document, dict):
+        raise ModelError(f"{file}: expected a JSON object, got {type(document).__name__}")
+    return document
 
 
 def _assign(

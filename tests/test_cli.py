@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,15 +232,6 @@ def test_interrupt_while_starting(shell_environment: dict[str, str], sample: str
     _, err = process.communicate(timeout=20)
     assert process.returncode in (0, 130)
     assert err in ("", "interrupted\n")
-
-
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a pseudo-terminal."""
-    master, slave = pty.openpty()
-    yield master, slave
-    for end in (master, slave):
-        os.close(end)
 
 
 def test_no_prompt_on_a_terminal_is_a_hint(

@@ -165,7 +165,7 @@ def test_weights_that_are_no_numbers(directory: Path) -> None:
     ("content", "message"),
     [
         (b"", "not readable as JSON"),
-        (b"[1]", "expected a JSON object; got list"),
+        (b"[1]", "expected a JSON object, got list"),
         (b"\xff{}", "not readable as JSON"),
         pytest.param(b"[" * 100_000, "not readable as JSON", id="deep"),
     ],

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmcli.errors import ModelError
-from llmcli.loading import choose_device
+from llmcli.loading import choose_device, read_object
 from llmcli.models import model_class
 from llmcli.ops import registry
 
@@ -25,16 +23,7 @@ def shape_config(shape: str) -> dict[str, Any]:
     """The config of a named shape, or of a `config.json`. Raises ModelError when it is neither."""
     if shape in SHAPES:
         return {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, **SHAPES[shape]}
-    path = Path(shape)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{shape!r} is neither a config.json nor one of: {', '.join(SHAPES)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{shape}: expected a JSON object ({error})") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{shape}: expected a JSON object, got {type(config).__name__}")
-    return config
+    return read_object(Path(shape), f"no such config.json, and none of the named shapes: {', '.join(SHAPES)}")
 
 
 def random_model(shape: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import pty
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -379,15 +378,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a pseudo-terminal."""
-    master, slave = pty.openpty()
-    yield master, slave
-    for end in (master, slave):
-        os.close(end)
 
 
 def test_figures_appear_on_a_terminal(
