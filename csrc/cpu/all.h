@@ -3,6 +3,7 @@
 #include "activation.h"
 #include "column_sum.h"
 #include "linear.h"
+#include "linear_quantized.h"
 #include "norm.h"
 #include "probe.h"
 #include "softmax.h"

@@ -43,7 +43,7 @@ struct Tables {
     };
 #if defined(__x86_64__)
     add(f.amx, amx::table);
-    add(f.avx512_bf16, avx512bf16::table);
+    add(f.avx512_bf16 && f.avx512_vnni, avx512bf16::table);
     add(f.avx512, avx512::table);
     add(f.avx2, avx2::table);
 #elif defined(__aarch64__)

@@ -142,6 +142,43 @@ struct LinearPackArgs {
   DType dtype;
 };
 
+// y = x W^T + bias on weights of 8 or 4 bits with a scale per group of inputs; see linear_quantized.h. Items
+// of the row pass: rows of x; of the product: panels of 64 columns × blocks of 48 rows, panel-major.
+struct QuantizedLinearArgs {
+  const void* x;     // (rows, inputs), contiguous, of dtype
+  const uint8_t* w;  // packed
+  const void* bias;  // null or (outputs), of dtype
+  void* y;           // (rows, outputs), contiguous, of dtype
+  int8_t* q;         // (rows, quantized_inputs): x in eight bits, made by the row pass
+  float* scales;     // (rows, quantized_groups): of q
+  int32_t* starts;   // (rows, quantized_groups): minus the weights' offset times the sum of q
+  int64_t rows, inputs, outputs;
+  DType dtype;
+  int bits;  // of a weight: 8 or 4
+};
+
+// Packs w, int8 (outputs, inputs) or two weights plus 8 to a byte (outputs, ceil(inputs / 2)), and scale
+// (outputs, quantized_groups), all contiguous. One item is one panel of 64 columns.
+struct QuantizedPackArgs {
+  const void* w;
+  const bf16* scale;
+  uint8_t* packed;
+  int64_t inputs, outputs;
+  int bits;
+};
+constexpr int64_t kQuantizedPanel = 64, kQuantizedBlock = 48;
+constexpr int64_t quantized_group(int bits) { return bits == 8 ? 128 : 32; }
+constexpr int64_t quantized_unit(int bits) { return bits == 8 ? 4 : 8; }  // inputs that one load takes
+inline int64_t quantized_groups(int64_t inputs, int bits) {
+  return (inputs + quantized_group(bits) - 1) / quantized_group(bits);
+}
+inline int64_t quantized_inputs(int64_t inputs, int bits) {  // padded
+  return (inputs + quantized_unit(bits) - 1) / quantized_unit(bits) * quantized_unit(bits);
+}
+inline int64_t quantized_panel_bytes(int64_t inputs, int bits) {
+  return kQuantizedPanel * (2 * quantized_groups(inputs, bits) + quantized_inputs(inputs, bits) * bits / 8);
+}
+
 // Attention: q (B,T,H,D), k and v (B,S,G,D) by strides, last dimension contiguous; out (B,T,H,D) and lse
 // (B,H,T) contiguous. See attention.h for passes and items.
 struct AttentionArgs {
@@ -194,6 +231,9 @@ struct Kernels {
   void (*column_sum)(const ColumnSumArgs& args, int64_t begin, int64_t end);
   void (*linear)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_pack)(const LinearPackArgs& args, int64_t begin, int64_t end);
+  void (*linear_quantized_rows)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
+  void (*linear_quantized)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
+  void (*linear_quantized_pack)(const QuantizedPackArgs& args, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs& args, AttentionPass pass, int64_t begin, int64_t end, void* scratch);
   int64_t (*attention_scratch)(const AttentionArgs& args);  // bytes, 64-byte aligned, one per thread
   void (*attention_backward)(const AttentionBackwardArgs& args, int64_t begin, int64_t end, void* scratch);

@@ -123,6 +123,31 @@ LLMCLI_INLINE void transpose(F (&r)[N]) {
     r[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
   }
 }
+// Eight int32; as bytes, four to a lane.
+using I = __m256i;
+LLMCLI_INLINE I set_int(int32_t x) { return _mm256_set1_epi32(x); }
+LLMCLI_INLINE I load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+LLMCLI_INLINE F convert(I x) { return _mm256_cvtepi32_ps(x); }
+LLMCLI_INLINE I low_nibbles(I x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+LLMCLI_INLINE I high_nibbles(I x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+// sum + the four products of bytes in each lane, u unsigned and below 2^kBits, s signed: exact.
+template <int kBits>
+LLMCLI_INLINE I dot_bytes(I sum, I u, I s) {
+  if constexpr (kBits < 7)  // 2 * 127 * 127 is below 2^15: no saturation
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+  const I even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)),
+                                   _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  const I odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+  return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
+// The first n lanes, rounded to nearest even, as int8; |x| < 128.
+LLMCLI_INLINE void store_bytes(int8_t* p, F x, int64_t n) {
+  const __m256i wide = _mm256_cvtps_epi32(x);
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  int8_t bytes[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes), _mm_packs_epi16(half, half));
+  std::memcpy(p, bytes, static_cast<size_t>(n < N ? n : N));
+}
 LLMCLI_INLINE F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

@@ -114,6 +114,31 @@ LLMCLI_INLINE void transpose(F (&r)[N]) {
     r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
   }
 }
+// Sixteen int32; as bytes, four to a lane.
+using I = __m512i;
+LLMCLI_INLINE I set_int(int32_t x) { return _mm512_set1_epi32(x); }
+LLMCLI_INLINE I load_int(const void* p) { return _mm512_loadu_si512(p); }
+LLMCLI_INLINE F convert(I x) { return _mm512_cvtepi32_ps(x); }
+LLMCLI_INLINE I low_nibbles(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+LLMCLI_INLINE I high_nibbles(I x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
+// sum + the four products of bytes in each lane, u unsigned and below 2^kBits, s signed: exact.
+template <int kBits>
+LLMCLI_INLINE I dot_bytes(I sum, I u, I s) {
+#if defined(LLMCLI_HAS_VNNI)
+  return _mm512_dpbusd_epi32(sum, u, s);
+#else
+  if constexpr (kBits < 7)  // 2 * 127 * 127 is below 2^15: no saturation
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)));
+  const I even = _mm512_madd_epi16(_mm512_and_si512(u, _mm512_set1_epi16(255)),
+                                   _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+  const I odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
+  return _mm512_add_epi32(sum, _mm512_add_epi32(even, odd));
+#endif
+}
+// The first n lanes, rounded to nearest even, as int8; |x| < 128.
+LLMCLI_INLINE void store_bytes(int8_t* p, F x, int64_t n) {
+  _mm_mask_storeu_epi8(p, lanes_below(n), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
 LLMCLI_INLINE F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

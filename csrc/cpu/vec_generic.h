@@ -100,6 +100,37 @@ LLMCLI_INLINE F round(F x) {  // to nearest even, |x| < 2^22
   return (x + magic) - magic;
 }
 
+// Four int32; as bytes, four to a lane.
+LLMCLI_INLINE I set_int(int32_t x) { return I{x, x, x, x}; }
+LLMCLI_INLINE I load_int(const void* p) {
+  I x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+LLMCLI_INLINE F convert(I x) { return __builtin_convertvector(x, F); }
+LLMCLI_INLINE I low_nibbles(I x) { return x & 0x0f0f0f0f; }
+LLMCLI_INLINE I high_nibbles(I x) { return (x >> 4) & 0x0f0f0f0f; }
+// sum + the four products of bytes in each lane, u unsigned and below 2^kBits, s signed: exact.
+template <int kBits>
+LLMCLI_INLINE I dot_bytes(I sum, I u, I s) {
+#if defined(__x86_64__)
+  const __m128i a = (__m128i)u, b = (__m128i)s;
+  const __m128i even =
+      _mm_madd_epi16(_mm_and_si128(a, _mm_set1_epi16(255)), _mm_srai_epi16(_mm_slli_epi16(b, 8), 8));
+  const __m128i odd = _mm_madd_epi16(_mm_srli_epi16(a, 8), _mm_srai_epi16(b, 8));
+  return sum + (I)_mm_add_epi32(even, odd);
+#else
+  for (int j = 0; j < 32; j += 8) sum += ((u >> j) & 255) * ((s << (24 - j)) >> 24);
+  return sum;
+#endif
+}
+// The first n lanes, rounded to nearest even, as int8; |x| < 128.
+LLMCLI_INLINE void store_bytes(int8_t* p, F x, int64_t n) {
+  const F rounded = round(x);
+  for (int i = 0; i < N; ++i)
+    if (i < n) p[i] = static_cast<int8_t>(rounded[i]);
+}
+
 }  // namespace llmcli::cpu::LLMCLI_ISA
 
 #include "vec_math.h"

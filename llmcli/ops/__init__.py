@@ -6,6 +6,7 @@ Shapes: B batch, T query, S key, H query heads, G key/value heads, D head size, 
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.attention import attention
 from llmcli.ops.linear import linear, linear_pack
+from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llmcli.ops.softmax import softmax
 
@@ -17,6 +18,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_pack",
+    "linear_quantized",
+    "linear_quantized_pack",
     "rms_norm",
     "silu_gate",
     "softmax",

@@ -1,0 +1,254 @@
+// Linear layer on weights of 8 or 4 bits: y = x W^T + bias, x (M, K), W (N, K), y (M, N). Groups of
+// consecutive inputs, 128 (int8) or 32 (int4), share a scale: the weight is scale[n][g] * (u - offset), u
+// unsigned, offset 128 or 8, scale bfloat16. The same groups of each row of x become eight signed bits, q =
+// round(x / s), s = max |x| / 127. A group's sum of q * (u - offset) is an integer below 2^24: it starts at
+// -offset * sum(q), so that one unsigned-by-signed dot product serves, and it is exact in any order. Then, in
+// rising g, y += float(sum) * (s * scale[n][g]): three roundings, none of them fused. So an element depends
+// on its row and K alone, and has the same bits on every instruction set, in any tile, beside any company.
+//
+// Packed: panels of 64 columns, one after the other; in a panel, group by group, 64 scales and then the
+// weights, [K / 4][64][4] bytes (int8) or [K / 8][64][4] (int4: a byte holds input 8 s + j below and 8 s + 4
+// + j above). Inputs past K and columns past N weigh nothing. Traffic: K N (1 + 2 / 128) or K N (1 / 2 + 2 /
+// 32) bytes once per 48 rows. Tile: 6 rows × 4 vectors of int32 with 32 registers, 4 × 2 with 16.
+#pragma once
+
+namespace llmcli::cpu::LLMCLI_ISA {
+
+constexpr int kQuantizedRows = N == 16 ? 6 : 4, kQuantizedVectors = N == 16 ? 4 : 2;
+constexpr float kSmallestGroup = 1e-30f;  // a group of x that is smaller counts as zeros: 127 / max is finite
+
+// One group of a row in eight bits; NaN as its scale where it holds NaN or infinity.
+template <typename T>
+LLMCLI_INLINE void quantize_row_group(const T* x, int64_t n, int64_t padded, int32_t offset, int8_t* q,
+                                      float* scale, int32_t* start) {
+  F top = zero(), faults = zero();
+  for (int64_t i = 0; i < n; i += N) {
+    const F v = load_n(x + i, n - i);
+    top = max(top, max(v, sub(zero(), v)));
+    faults = add(faults, mul(v, zero()));
+  }
+  const float largest = reduce_max(top);
+  const bool finite = reduce_add(faults) == 0.0f;
+  if (!finite || largest < kSmallestGroup) {
+    std::memset(q, 0, static_cast<size_t>(padded));
+    *scale = finite ? 0.0f : from_bits(0x7fc00000u);
+    *start = 0;
+    return;
+  }
+  *scale = largest / 127.0f;
+  const F inverse = set(127.0f / largest);
+  F sum = zero();
+  for (int64_t i = 0; i < n; i += N) {
+    const F v = round(mul(load_n(x + i, n - i), inverse));
+    store_bytes(q + i, v, n - i);
+    sum = add(sum, v);
+  }
+  for (int64_t i = n; i < padded; ++i) q[i] = 0;
+  *start = -offset * static_cast<int32_t>(reduce_add(sum));
+}
+
+template <typename T>
+void quantize_row(const QuantizedLinearArgs& a, int64_t row) {
+  const int64_t group = quantized_group(a.bits), groups = quantized_groups(a.inputs, a.bits);
+  const int64_t padded = quantized_inputs(a.inputs, a.bits);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t k = g * group;
+    const int64_t n = a.inputs - k < group ? a.inputs - k : group;
+    const int64_t room = padded - k < group ? padded - k : group;
+    quantize_row_group(static_cast<const T*>(a.x) + row * a.inputs + k, n, room, a.bits == 8 ? 128 : 8,
+                       a.q + row * padded + k, a.scales + row * groups + g, a.starts + row * groups + g);
+  }
+}
+
+void linear_quantized_rows(const QuantizedLinearArgs& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) switch (a.dtype) {
+      case DType::f32:
+        quantize_row<float>(a, row);
+        break;
+      case DType::bf16:
+        quantize_row<bf16>(a, row);
+        break;
+      case DType::f16:
+        quantize_row<f16>(a, row);
+        break;
+    }
+}
+
+LLMCLI_INLINE I broadcast_bytes(const int8_t* p) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return set_int(x);
+}
+
+// One group of one register tile: adds to `sums`, or sets them in the first group.
+template <int kBits, int kRows>
+LLMCLI_INLINE void quantized_tile(const int8_t* q, int64_t q_stride, const float* scales,
+                                  const int32_t* starts, int64_t groups, const bf16* column_scales,
+                                  const uint8_t* w, int64_t loads, bool first, float* sums) {
+  constexpr int kVectors = kQuantizedVectors;
+  I sum[kRows][kVectors];
+  LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
+      set_int(starts[r * groups]);
+  for (int64_t s = 0; s < loads; ++s) {
+    I u[kVectors];
+    LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) u[v] = load_int(w + 4 * v * N);
+    w += 4 * kQuantizedPanel;
+    if constexpr (kBits == 8) {
+      LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
+        const I x = broadcast_bytes(q + r * q_stride + 4 * s);
+        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_bytes<8>(sum[r][v], u[v], x);
+      }
+    } else {
+      LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
+        const I x = broadcast_bytes(q + r * q_stride + 8 * s);
+        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
+            dot_bytes<4>(sum[r][v], low_nibbles(u[v]), x);
+      }
+      LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
+        const I x = broadcast_bytes(q + r * q_stride + 8 * s + 4);
+        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
+            dot_bytes<4>(sum[r][v], high_nibbles(u[v]), x);
+      }
+    }
+  }
+  LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const F column_scale = load(column_scales + v * N);
+    LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
+      const F y = mul(convert(sum[r][v]), mul(set(scales[r * groups]), column_scale));
+      float* to = sums + r * kQuantizedPanel + v * N;
+      store(to, first ? y : add(load(to), y));
+    }
+  }
+}
+
+// kRows rows of one panel, all of K.
+template <int kBits, int kRows>
+LLMCLI_INLINE void quantized_rows(const QuantizedLinearArgs& a, int64_t row, const uint8_t* w, float* sums) {
+  constexpr int64_t kGroup = quantized_group(kBits), kUnit = quantized_unit(kBits);
+  const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
+  const int8_t* q = a.q + row * padded;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t left = padded - g * kGroup, loads = (left < kGroup ? left : kGroup) / kUnit;
+    const bf16* column_scales = reinterpret_cast<const bf16*>(w);
+    w += 2 * kQuantizedPanel;
+    for (int64_t c = 0; c < kQuantizedPanel; c += kQuantizedVectors * N)
+      quantized_tile<kBits, kRows>(q + g * kGroup, padded, a.scales + row * groups + g,
+                                   a.starts + row * groups + g, groups, column_scales + c, w + 4 * c, loads,
+                                   g == 0, sums + c);
+    w += 4 * kQuantizedPanel * loads;
+  }
+}
+
+template <typename T>
+LLMCLI_INLINE void quantized_store(const QuantizedLinearArgs& a, int64_t row, int64_t rows, int64_t column,
+                                   const float* sums) {
+  const int64_t columns = a.outputs - column < kQuantizedPanel ? a.outputs - column : kQuantizedPanel;
+  const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
+  for (int64_t r = 0; r < rows; ++r) {
+    T* y = static_cast<T*>(a.y) + (row + r) * a.outputs + column;
+    for (int64_t c = 0; c < columns; c += N) {
+      F s = load(sums + r * kQuantizedPanel + c);
+      if (bias) s = add(s, load_n(bias + c, columns - c));
+      store_n(y + c, s, columns - c);
+    }
+  }
+}
+
+template <int kBits>
+void quantized_item(const QuantizedLinearArgs& a, int64_t panel, int64_t row, int64_t row_end) {
+  const uint8_t* w = a.w + panel * quantized_panel_bytes(a.inputs, kBits);
+  alignas(64) float sums[kQuantizedRows * kQuantizedPanel] = {};
+  while (row < row_end) {
+    const int64_t left = row_end - row, rows = left < kQuantizedRows ? left : kQuantizedRows;
+    switch (rows) {
+      case 6:
+        quantized_rows<kBits, kQuantizedRows>(a, row, w, sums);
+        break;
+      case 5:
+        quantized_rows<kBits, kQuantizedRows - 1>(a, row, w, sums);
+        break;
+      case 4:
+        quantized_rows<kBits, 4>(a, row, w, sums);
+        break;
+      case 3:
+        quantized_rows<kBits, 3>(a, row, w, sums);
+        break;
+      case 2:
+        quantized_rows<kBits, 2>(a, row, w, sums);
+        break;
+      default:
+        quantized_rows<kBits, 1>(a, row, w, sums);
+        break;
+    }
+    switch (a.dtype) {
+      case DType::f32:
+        quantized_store<float>(a, row, rows, panel * kQuantizedPanel, sums);
+        break;
+      case DType::bf16:
+        quantized_store<bf16>(a, row, rows, panel * kQuantizedPanel, sums);
+        break;
+      case DType::f16:
+        quantized_store<f16>(a, row, rows, panel * kQuantizedPanel, sums);
+        break;
+    }
+    row += rows;
+  }
+}
+
+void linear_quantized(const QuantizedLinearArgs& a, int64_t begin, int64_t end) {
+  const int64_t blocks = (a.rows + kQuantizedBlock - 1) / kQuantizedBlock;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t panel = item / blocks, row = item % blocks * kQuantizedBlock;
+    const int64_t row_end = row + kQuantizedBlock < a.rows ? row + kQuantizedBlock : a.rows;
+    a.bits == 8 ? quantized_item<8>(a, panel, row, row_end) : quantized_item<4>(a, panel, row, row_end);
+  }
+}
+
+// Four inputs of one column from k on, as they lie in a load: int8 plus 128, or the nibble plus 8.
+template <int kBits>
+LLMCLI_INLINE uint32_t quantized_quad(const QuantizedPackArgs& a, int64_t column, int64_t k) {
+  uint32_t quad = 0;
+  for (int j = 0; j < 4; ++j) {
+    uint32_t u = kBits == 8 ? 128 : 8;
+    if (column < a.outputs && k + j < a.inputs) {
+      if constexpr (kBits == 8) {
+        u = static_cast<uint8_t>(static_cast<const int8_t*>(a.w)[column * a.inputs + k + j] + 128);
+      } else {
+        const int64_t row_bytes = (a.inputs + 1) / 2;
+        u = static_cast<const uint8_t*>(a.w)[column * row_bytes + (k + j) / 2] >> (k + j) % 2 * 4 & 15;
+      }
+    }
+    quad |= u << 8 * j;
+  }
+  return quad;
+}
+
+template <int kBits>
+void quantized_pack_panel(const QuantizedPackArgs& a, int64_t panel) {
+  const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
+  uint8_t* to = a.packed + panel * quantized_panel_bytes(a.inputs, kBits);
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t c = 0; c < kQuantizedPanel; ++c) {
+      const int64_t column = panel * kQuantizedPanel + c;
+      const bf16 scale = column < a.outputs ? a.scale[column * groups + g] : bf16{0};
+      std::memcpy(to + 2 * c, &scale, 2);
+    }
+    to += 2 * kQuantizedPanel;
+    const int64_t end = (g + 1) * quantized_group(kBits) < padded ? (g + 1) * quantized_group(kBits) : padded;
+    for (int64_t k = g * quantized_group(kBits); k < end; k += quantized_unit(kBits))
+      for (int64_t c = 0; c < kQuantizedPanel; ++c) {
+        const int64_t column = panel * kQuantizedPanel + c;
+        uint32_t quad = quantized_quad<kBits>(a, column, k);
+        if constexpr (kBits == 4) quad |= quantized_quad<kBits>(a, column, k + 4) << 4;
+        std::memcpy(to, &quad, 4);
+        to += 4;
+      }
+  }
+}
+
+void linear_quantized_pack(const QuantizedPackArgs& a, int64_t begin, int64_t end) {
+  for (int64_t panel = begin; panel < end; ++panel)
+    a.bits == 8 ? quantized_pack_panel<8>(a, panel) : quantized_pack_panel<4>(a, panel);
+}
+
+}  // namespace llmcli::cpu::LLMCLI_ISA
