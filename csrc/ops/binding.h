@@ -15,8 +15,8 @@ namespace llmcli {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline cpu::DType dtype_of(const Tensor& x, const char* name) {
-  switch (x.scalar_type()) {
+inline cpu::DType dtype_of(ScalarType dtype, const char* name) {
+  switch (dtype) {
     case ScalarType::Float:
       return cpu::DType::f32;
     case ScalarType::BFloat16:
@@ -28,6 +28,7 @@ inline cpu::DType dtype_of(const Tensor& x, const char* name) {
       return cpu::DType::f32;
   }
 }
+inline cpu::DType dtype_of(const Tensor& x, const char* name) { return dtype_of(x.scalar_type(), name); }
 
 // Runs f(begin, end) over [0, items) on torch's threads. `cost` is the rough work of one item in nanoseconds:
 // a thread is woken for no less than 20 microseconds of work.

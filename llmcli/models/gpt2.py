@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.errors import ModelError
+from llmcli.nn import decoder
+from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.ops import add_layer_norm, attention, gelu, linear, linear_pack, softmax
@@ -31,6 +33,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": lambda x, bias: F.silu(x + bias),
     "swish": lambda x, bias: F.silu(x + bias),
 }
+
+# What the operator for a whole step calls those of them that it has.
+FUSED = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,11 @@ class Block(nn.Module):
         normed, x = add_layer_norm(update, x, self.ln_2.weight, self.ln_2.bias, eps=self.ln_2.eps)
         return x, self._drop(self.mlp(normed))
 
+    def describe(self) -> decoder.Block:
+        """The layers as `DecoderStack` takes them."""
+        attn, mlp = self.attn, self.mlp
+        return decoder.Block(self.ln_1, attn.c_attn, attn.c_proj, self.ln_2, mlp.c_fc, mlp.c_proj, attn.scale)
+
     def _drop(self, update: Tensor) -> Tensor:
         return F.dropout(update, self.resid_pdrop) if self.training else update
 
@@ -200,6 +210,7 @@ class GPT2(nn.Module):
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self._sinusoids: Tensor | None = None
         self._packed_head: Tensor | None = None
+        self._stack: DecoderStack | None = None
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> GPT2:
@@ -226,6 +237,7 @@ class GPT2(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
+        self._stack = self._describe()
         return self
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -268,6 +280,8 @@ class GPT2(nn.Module):
 
     def step(self, ids: Tensor, state: KVCache) -> Tensor:
         """Continue every row: ids (B,T), T >= 1, and the state of `start` → logits (B,V) after the last of them."""
+        if self._stack is not None and ids.numel() <= DecoderStack.ROWS and not torch.is_grad_enabled():
+            return self._stack.step(*self._embed(ids, state), state)
         for begin in range(0, ids.shape[1], CHUNK):
             x, update = self._blocks(ids[:, begin : begin + CHUNK], state)
         return self._head(x[:, -1], update[:, -1])
@@ -333,9 +347,7 @@ class GPT2(nn.Module):
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """ids (B,T) → the residual stream (B,T,C) and the last update to it, not yet added."""
-        x = F.embedding(ids, self.wte.weight)
-        positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
-        update = self._positions(x)[positions].expand_as(x)
+        x, update = self._embed(ids, cache)
         if self.training and self.config.embd_pdrop:
             x, update = F.dropout(x + update, self.config.embd_pdrop), torch.zeros_like(x)
         for block in self.h:
@@ -343,6 +355,27 @@ class GPT2(nn.Module):
         if cache is not None:
             cache.advance(ids.shape[1])
         return x, update
+
+    def _embed(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """ids (B,T) → token embeddings and position embeddings, each (B,T,C)."""
+        x = F.embedding(ids, self.wte.weight)
+        positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
+        return x, self._positions(x)[positions].expand_as(x)
+
+    def _describe(self) -> DecoderStack | None:
+        """The packed model as one operator takes it, the path of short steps; None if it lacks the activation."""
+        config = self.config
+        head = self._packed_head if config.tie_word_embeddings else self.lm_head.packed
+        if head is None or config.activation_function not in FUSED:
+            return None
+        return DecoderStack(
+            [block.describe() for block in self.h],  # type: ignore[operator]
+            self.ln_f,
+            head,
+            vocab_size=config.vocab_size,
+            n_heads=config.n_head,
+            activation=FUSED[config.activation_function],
+        )
 
     def _head(self, x: Tensor, update: Tensor) -> Tensor:
         """The final norm and the vocabulary projection: (...,C) → (...,V)."""

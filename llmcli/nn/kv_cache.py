@@ -9,7 +9,8 @@ from torch import Tensor
 class KVCache:
     """Keys and values of every layer, (layers, 2, B, capacity, G, D); right-padded rows, each with its own length.
 
-    A step is `extend` once per layer, then `advance` once. Rows of equal length (the usual case) need no index tensors.
+    A step is `extend` once per layer, or `reserve`, then `advance` once. Rows of equal length (the usual case) need no
+    index tensors.
     """
 
     def __init__(
@@ -66,6 +67,13 @@ class KVCache:
         keys[rows, positions] = k
         values[rows, positions] = v
         return keys[:, :end], values[:, :end], self._unequal + n
+
+    def reserve(self, n: int) -> tuple[Tensor, list[int]]:
+        """All layers at once, for an operator that stores n positions itself: (layers, 2, B, S, G, D), the lengths."""
+        end = self.max_length + n
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions; {end} are needed")
+        return self._data, self._lengths
 
     def advance(self, n: int) -> None:
         """Count n new positions in every row, after each layer has been extended by them."""

@@ -5,6 +5,7 @@ Shapes: B batch, T query, S key, H query heads, G key/value heads, D head size, 
 
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.attention import attention
+from llmcli.ops.decoder import decoder
 from llmcli.ops.linear import linear, linear_pack
 from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -14,6 +15,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "decoder",
     "gelu",
     "layer_norm",
     "linear",

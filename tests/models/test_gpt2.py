@@ -12,6 +12,7 @@ import torch
 from llmcli.errors import ModelError
 from llmcli.models import MODELS, gpt2, model_class
 from llmcli.models.gpt2 import GPT2, GPT2Config, sinusoids
+from llmcli.nn.decoder import DecoderStack
 from llmcli.ops import registry
 from tests.tiny import TINY
 
@@ -291,3 +292,29 @@ def test_bits_do_not_depend_on_threads(packed: GPT2, ids: torch.Tensor) -> None:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@needs_kernels
+@torch.inference_mode()
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+def test_short_steps_are_one_operator_with_the_same_bits(
+    activation: str, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(activation_function=activation).pack()
+    fused = activation in gpt2.FUSED
+    calls: list[tuple[int, ...]] = []
+    step = DecoderStack.step
+    monkeypatch.setattr(DecoderStack, "step", lambda self, *args: calls.append(args[0].shape) or step(self, *args))
+    logits = model(ids)
+    _, state = model.start(ids[:, :10], capacity=40)
+    assert torch.equal(model.step(ids[:, 10:11], state), logits[:, 10])
+    assert torch.equal(model.step(ids[:, 11:32], state), logits[:, 31])
+    assert torch.equal(model.step(ids[:, 32:], state), logits[:, 39])
+    assert calls == ([(3, 1, 32), (3, 21, 32), (3, 8, 32)] if fused else [])
+    with pytest.raises(ValueError, match="holds 40 positions; 41 are needed"):
+        model.step(ids[:, :1], state)
+    monkeypatch.setattr(DecoderStack, "ROWS", 2)
+    calls.clear()
+    state.set_lengths([10, 10, 10])
+    assert torch.equal(model.step(ids[:, 10:11], state), logits[:, 10])
+    assert calls == []

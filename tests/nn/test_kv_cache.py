@@ -58,3 +58,5 @@ def test_overflow() -> None:
     state = cache(capacity=4)
     with pytest.raises(ValueError, match="the cache holds 4 positions; 5 are needed"):
         state.extend(0, tokens(5, 0), tokens(5, 0))
+    with pytest.raises(ValueError, match="the cache holds 4 positions; 5 are needed"):
+        state.reserve(5)

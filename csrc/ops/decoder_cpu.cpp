@@ -1,0 +1,356 @@
+// llmcli::decoder on CPU tensors: a stack of pre-norm blocks and the head after it, for a few rows, in one
+// parallel region. Every phase is a kernel of the table on some of its items, so each row has the bits that
+// the operators one by one would give it.
+#include <algorithm>
+
+#include "linear.h"
+#include "phases.h"
+#include "rows.h"
+
+namespace llmcli {
+namespace {
+
+enum Activation : int64_t { kGelu, kGeluTanh, kSiluGate };
+enum Phase : size_t { kNorm1, kQkv, kAttend, kMerge, kOut, kNorm2, kUp, kGate, kDown, kPhases };
+enum Part : size_t { kWeight1, kBias1, kQkvWeight, kQkvBias, kOutWeight, kOutBias, kWeight2, kBias2 };
+enum MorePart : size_t { kUpWeight = kBias2 + 1, kUpBias, kDownWeight, kDownBias, kParts };
+
+cpu::Rows dense_rows(int64_t rows, int64_t stride) {
+  cpu::Rows r{};
+  r.dims = 1;
+  r.size[0] = rows;
+  r.stride[0] = stride;
+  return r;
+}
+
+// Null where a part is left out, which an empty tensor says.
+const Tensor* present(const Tensor& x) { return x.numel() == 0 ? nullptr : &x; }
+
+struct Norm {
+  const void *weight, *bias;
+  bool wide;
+
+  Norm(const Tensor& weight_, const Tensor& bias_, int64_t size, ScalarType dtype)
+      : weight(weight_.const_data_ptr()), bias(present(bias_) ? bias_.const_data_ptr() : nullptr) {
+    const ScalarType own = weight_.scalar_type();
+    STD_TORCH_CHECK(
+        weight_.numel() == size && weight_.is_contiguous() && (own == dtype || own == ScalarType::Float),
+        "decoder: expected contiguous norm weights of ", size, " in float32 or x's dtype");
+    STD_TORCH_CHECK(!bias || (bias_.numel() == size && bias_.is_contiguous() && bias_.scalar_type() == own),
+                    "decoder: expected a contiguous norm bias like its weight");
+    wide = own == ScalarType::Float;
+  }
+};
+
+struct Block {
+  Norm norm_1;
+  LinearLayer qkv, out;
+  Norm norm_2;
+  LinearLayer up, down;
+  float scale;
+};
+
+// Memory of the calling thread, kept between calls, apart from the kernels' scratch.
+char* workspace(size_t bytes) {
+  thread_local std::vector<char> memory;
+  if (memory.size() < bytes + 64) memory.resize(bytes + 64);
+  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+}
+
+class Stack {
+ public:
+  Stack(const Tensor& x, const Tensor& update, const Tensor& cache, const std::vector<int64_t>& lengths,
+        const std::vector<Tensor>& parts, const std::vector<int64_t>& sizes,
+        const std::vector<double>& constants)
+      : x_(x),
+        first_update_(update),
+        dtype_(dtype_of(x, "decoder")),
+        element_(dtype_ == cpu::DType::f32 ? 4 : 2) {
+    STD_TORCH_CHECK(x.dim() == 3 && update.sizes() == x.sizes() && update.scalar_type() == x.scalar_type(),
+                    "decoder: expected x and update (B,T,C) alike");
+    STD_TORCH_CHECK(cache.dim() == 6 && cache.size(1) == 2 && cache.scalar_type() == x.scalar_type() &&
+                        cache.stride(5) == 1,
+                    "decoder: expected a cache (layers,2,B,S,G,D) of x's dtype");
+    STD_TORCH_CHECK(sizes.size() == 5, "decoder: expected five sizes");
+    B_ = x.size(0), T_ = x.size(1), C_ = x.size(2), rows_ = B_ * T_;
+    H_ = sizes[0], inner_ = sizes[1], V_ = sizes[2], activation_ = static_cast<Activation>(sizes[3]);
+    rms_ = sizes[4] != 0;
+    G_ = cache.size(4), D_ = cache.size(5);
+    const int64_t layers = cache.size(0);
+    STD_TORCH_CHECK(
+        rows_ > 0 && C_ > 0 && inner_ > 0 && H_ > 0 && G_ > 0 && H_ % G_ == 0 && D_ >= 1 && D_ <= 256,
+        "decoder: expected rows, widths, H % G == 0 and D from 1 to 256");
+    STD_TORCH_CHECK(activation_ >= kGelu && activation_ <= kSiluGate, "decoder: unknown activation");
+    STD_TORCH_CHECK(static_cast<int64_t>(parts.size()) == layers * static_cast<int64_t>(kParts) + 3 &&
+                        static_cast<int64_t>(constants.size()) == layers + 1,
+                    "decoder: parts or constants do not belong to ", layers, " layers");
+    STD_TORCH_CHECK(cache.size(2) == B_ && static_cast<int64_t>(lengths.size()) == B_,
+                    "decoder: cache or lengths differ from x in batch");
+    width_ = (H_ + 2 * G_) * D_;
+    hidden_width_ = activation_ == kSiluGate ? 2 * inner_ : inner_;
+    eps_ = static_cast<float>(constants[0]);
+    describe_cache(cache, lengths);
+    const ScalarType dtype = x.scalar_type();
+    blocks_.reserve(static_cast<size_t>(layers));
+    for (size_t layer = 0; layer < static_cast<size_t>(layers); ++layer) {
+      const Tensor* p = &parts[layer * kParts];
+      const bool biased = present(p[kUpBias]) != nullptr;
+      STD_TORCH_CHECK(activation_ != kSiluGate || !biased, "decoder: a gated layer has no bias");
+      blocks_.push_back({Norm(p[kWeight1], p[kBias1], C_, dtype),
+                         LinearLayer(p[kQkvWeight], present(p[kQkvBias]), C_, width_, dtype),
+                         LinearLayer(p[kOutWeight], present(p[kOutBias]), H_ * D_, C_, dtype),
+                         Norm(p[kWeight2], p[kBias2], C_, dtype),
+                         LinearLayer(p[kUpWeight], present(p[kUpBias]), C_, hidden_width_, dtype),
+                         LinearLayer(p[kDownWeight], present(p[kDownBias]), inner_, C_, dtype),
+                         static_cast<float>(constants[layer + 1])});
+    }
+    const Tensor* last = &parts[static_cast<size_t>(layers) * kParts];
+    final_.emplace(last[0], last[1], C_, dtype);
+    head_.emplace(last[2], nullptr, C_, V_, dtype);
+  }
+
+  void run(void* logits) {
+    logits_ = logits;
+    lay_out();
+    std::vector<int64_t> ends;
+    ends.reserve(blocks_.size() * kPhases + 2);
+    int64_t count = 0;
+    const auto add = [&](int64_t items) { ends.push_back(count += items); };
+    for (const Block& block : blocks_) {
+      add(rows_);
+      add(block.qkv.items(rows_));
+      add(split_ ? attention_items_ * cpu::attention_blocks(attention_) : attention_items_);
+      add(split_ ? attention_items_ : 0);
+      add(block.out.items(rows_));
+      add(rows_);
+      add(block.up.items(rows_));
+      add(activation_ == kSiluGate ? rows_ : 0);
+      add(block.down.items(rows_));
+    }
+    add(B_);
+    add(head_->items(B_));
+    run_phases(ends, [this](size_t phase, int64_t item) { this->item(phase, item); }, [](size_t, int64_t) {});
+  }
+
+ private:
+  void describe_cache(const Tensor& cache, const std::vector<int64_t>& lengths) {
+    lengths_.reserve(lengths.size());
+    int64_t longest = 0;
+    for (const int64_t n : lengths) {
+      STD_TORCH_CHECK(n >= 0 && n + T_ <= cache.size(3), "decoder: the cache holds ", cache.size(3),
+                      " positions; ", n + T_, " are needed");
+      lengths_.push_back(n + T_);
+      longest = std::max(longest, n + T_);
+    }
+    cache_ = static_cast<char*>(cache.mutable_data_ptr());
+    layer_stride_ = cache.stride(0), kind_stride_ = cache.stride(1);
+    cpu::AttentionArgs& a = attention_;
+    a.dtype = dtype_;
+    a.B = B_, a.T = T_, a.S = longest, a.H = H_, a.G = G_, a.D = D_;
+    a.k_b = a.v_b = cache.stride(2), a.k_s = a.v_s = cache.stride(3), a.k_g = a.v_g = cache.stride(4);
+    a.q_b = T_ * width_, a.q_t = width_, a.q_h = D_;
+    a.k_lengths = lengths_.data();
+    a.causal = true;
+    attention_items_ = B_ * G_ * cpu::attention_tiles(a);
+    // With many heads a thread walks along one head after the other; with few, blocks are dealt out.
+    split_ = cpu::attention_tiles(a) == 1 && cpu::attention_blocks(a) > 1 &&
+             attention_items_ < 8 * torch::stable::get_num_threads();
+  }
+
+  void lay_out() {
+    const auto element = static_cast<size_t>(element_);
+    const auto size = [](int64_t n) { return static_cast<size_t>(n); };
+    const size_t partials =
+        split_
+            ? size(attention_items_ * cpu::attention_blocks(attention_) * cpu::attention_partial(attention_))
+            : 0;
+    const size_t sizes[] = {size(rows_ * C_) * element,
+                            size(rows_ * C_) * element,
+                            size(rows_ * C_) * element,
+                            size(rows_ * width_) * element,
+                            size(rows_ * H_ * D_) * element,
+                            size(rows_ * hidden_width_) * element,
+                            size(rows_ * inner_) * element,
+                            size(B_ * C_) * element,
+                            size(rows_ * H_) * 4,
+                            partials * 4};
+    void** const places[] = {&stream_,
+                             &normed_,
+                             &update_,
+                             &qkv_,
+                             &mixed_,
+                             &hidden_,
+                             &gated_,
+                             &last_,
+                             reinterpret_cast<void**>(&attention_.lse),
+                             reinterpret_cast<void**>(&attention_.partial)};
+    size_t bytes = 0;
+    for (const size_t n : sizes) bytes += (n + 63) / 64 * 64;
+    char* at = workspace(bytes);
+    for (size_t i = 0; i < std::size(sizes); ++i) {
+      *places[i] = at;
+      at += (sizes[i] + 63) / 64 * 64;
+    }
+    attention_.out = mixed_;
+    scratch_ = cpu::active().attention_scratch(attention_);
+  }
+
+  void item(size_t phase, int64_t i) const {
+    const size_t layer = phase / kPhases;
+    if (layer == blocks_.size())
+      return phase % kPhases == 0 ? close(i) : head_->run(last_, logits_, B_, true, i, i + 1);
+    const Block& block = blocks_[layer];
+    switch (static_cast<Phase>(phase % kPhases)) {
+      case kNorm1:
+        return norm(block.norm_1, layer == 0, i);
+      case kQkv:
+        return project(block.qkv, layer, i);
+      case kAttend:
+        return attend(layer, split_ ? cpu::AttentionPass::split : cpu::AttentionPass::whole, i);
+      case kMerge:
+        return attend(layer, cpu::AttentionPass::merge, i);
+      case kOut:
+        return block.out.run(mixed_, update_, rows_, true, i, i + 1);
+      case kNorm2:
+        return norm(block.norm_2, false, i);
+      case kUp:
+        return up(block.up, i);
+      case kGate:
+        return gate(i);
+      case kDown:
+        return block.down.run(activation_ == kSiluGate ? gated_ : hidden_, update_, rows_, true, i, i + 1);
+      case kPhases:
+        break;
+    }
+  }
+
+  // The norm of stream + update, one row; the sum becomes the stream.
+  void norm(const Norm& norm, bool first, int64_t row) const {
+    cpu::NormArgs a = norm_args(norm);
+    a.x = first ? first_update_.data() : update_;
+    a.x_rows = first ? first_update_.layout() : dense_rows(rows_, C_);
+    a.residual = first ? x_.data() : stream_;
+    a.residual_rows = first ? x_.layout() : dense_rows(rows_, C_);
+    a.total = stream_;
+    a.y = normed_;
+    cpu::active().norm(a, row, row + 1);
+  }
+
+  // The same before the head, of the last row of each sequence.
+  void close(int64_t b) const {
+    cpu::NormArgs a = norm_args(*final_);
+    const int64_t offset = (T_ - 1) * C_ * element_;
+    a.x = static_cast<char*>(update_) + offset;
+    a.residual = static_cast<char*>(stream_) + offset;
+    a.x_rows = a.residual_rows = dense_rows(B_, T_ * C_);
+    a.total = normed_;
+    a.y = last_;
+    cpu::active().norm(a, b, b + 1);
+  }
+
+  cpu::NormArgs norm_args(const Norm& norm) const {
+    cpu::NormArgs a{};
+    a.weight = norm.weight;
+    a.bias = norm.bias;
+    a.wide_weight = norm.wide;
+    a.size = C_;
+    a.eps = eps_;
+    a.dtype = dtype_;
+    a.rms = rms_;
+    return a;
+  }
+
+  // A panel of q, k and v; k and v also go to the cache.
+  void project(const LinearLayer& qkv, size_t layer, int64_t i) const {
+    qkv.run(normed_, qkv_, rows_, true, i, i + 1);
+    const LinearLayer::Part part = qkv.part(rows_, i);
+    const int64_t end = part.column + part.columns;
+    for (int64_t column = std::max(part.column, H_ * D_); column < end;) {
+      const int64_t head = column / D_ - H_, d = column % D_, n = std::min(D_ - d, end - column);
+      const int64_t to = static_cast<int64_t>(layer) * layer_stride_ + (head < G_ ? 0 : kind_stride_) +
+                         (head < G_ ? head : head - G_) * attention_.k_g + d;
+      for (int64_t row = part.row; row < part.row + part.rows; ++row) {
+        const int64_t b = row / T_, s = lengths_[static_cast<size_t>(b)] - T_ + row % T_;
+        std::memcpy(cache_ + (to + b * attention_.k_b + s * attention_.k_s) * element_,
+                    static_cast<const char*>(qkv_) + (row * width_ + column) * element_,
+                    static_cast<size_t>(n * element_));
+      }
+      column += n;
+    }
+  }
+
+  void attend(size_t layer, cpu::AttentionPass pass, int64_t i) const {
+    cpu::AttentionArgs a = attention_;
+    a.q = qkv_;
+    a.k = cache_ + static_cast<int64_t>(layer) * layer_stride_ * element_;
+    a.v = static_cast<const char*>(a.k) + kind_stride_ * element_;
+    a.scale = blocks_[layer].scale;
+    cpu::active().attention(a, pass, i, i + 1, scratch(scratch_));
+  }
+
+  // A panel of the wide layer and, unless it is gated, its activation, which adds the bias.
+  void up(const LinearLayer& up, int64_t i) const {
+    const bool gated = activation_ == kSiluGate;
+    up.run(normed_, hidden_, rows_, gated, i, i + 1);
+    if (gated) return;
+    const LinearLayer::Part part = up.part(rows_, i);
+    cpu::GeluArgs a{};
+    a.dtype = dtype_;
+    a.tanh = activation_ == kGeluTanh;
+    if (up.bias()) a.bias = static_cast<const char*>(up.bias()) + part.column * element_;
+    a.rows = 1;
+    a.size = part.columns;
+    a.x_rows = dense_rows(1, 0);
+    for (int64_t row = part.row; row < part.row + part.rows; ++row) {
+      a.x = a.y = static_cast<char*>(hidden_) + (row * inner_ + part.column) * element_;
+      cpu::active().gelu(a, 0, 1);
+    }
+  }
+
+  void gate(int64_t row) const {
+    cpu::SiluGateArgs a{};
+    a.dtype = dtype_;
+    a.rows = rows_;
+    a.size = inner_;
+    a.gate = hidden_;
+    a.up = static_cast<const char*>(hidden_) + inner_ * element_;
+    a.gate_rows = a.up_rows = dense_rows(rows_, hidden_width_);
+    a.y = gated_;
+    cpu::active().silu_gate(a, row, row + 1);
+  }
+
+  RowTensor x_, first_update_;
+  cpu::DType dtype_;
+  int64_t element_;  // bytes
+  int64_t B_, T_, C_, rows_, H_, G_, D_, inner_, V_, width_, hidden_width_;
+  Activation activation_;
+  bool rms_;
+  float eps_;
+  std::vector<Block> blocks_;
+  std::optional<Norm> final_;
+  std::optional<LinearLayer> head_;
+  char* cache_;
+  int64_t layer_stride_, kind_stride_;
+  std::vector<int64_t> lengths_;  // after this step
+  cpu::AttentionArgs attention_{};
+  int64_t attention_items_, scratch_;
+  bool split_;
+  void *stream_, *normed_, *update_, *qkv_, *mixed_, *hidden_, *gated_, *last_, *logits_;
+};
+
+// x and update (B,T,C), a cache (layers,2,B,S,G,D) that each row fills from its length on → logits (B,V) of
+// the last position. sizes: H, inner width, V, activation, RMS norm or not; constants: eps, each layer's
+// scale.
+Tensor decoder(const Tensor& x, const Tensor& update, const Tensor& cache, std::vector<int64_t> lengths,
+               std::vector<Tensor> parts, std::vector<int64_t> sizes, std::vector<double> constants) {
+  Stack stack(x, update, cache, lengths, parts, sizes, constants);
+  const int64_t shape[] = {x.size(0), sizes[2]};
+  const Tensor logits = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(shape, 2), x.scalar_type());
+  stack.run(logits.mutable_data_ptr());
+  return logits;
+}
+
+}  // namespace
+}  // namespace llmcli
+
+STABLE_TORCH_LIBRARY_IMPL(llmcli, CPU, m) { m.impl("decoder", TORCH_BOX(&llmcli::decoder)); }

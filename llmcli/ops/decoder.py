@@ -1,0 +1,98 @@
+"""A stack of pre-norm decoder blocks and the head after it, for the few rows of a decoding step, as one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmcli.ops.activation import gelu, silu_gate
+from llmcli.ops.attention import attention
+from llmcli.ops.linear import linear
+from llmcli.ops.norm import add_layer_norm, add_rms_norm
+from llmcli.ops.registry import define
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu_gate")
+
+# Of one block, in this order; an empty tensor where a model has no such part. Matrices are packed, `qkv` holds the rows
+# of q, k and v one after the other, `up` of a gated layer those of gate and up.
+PARTS = (
+    *("norm_1", "norm_1_bias", "qkv", "qkv_bias", "out", "out_bias"),
+    *("norm_2", "norm_2_bias", "up", "up_bias", "down", "down_bias"),
+)
+
+
+def decoder(
+    x: Tensor,
+    update: Tensor,
+    cache: Tensor,
+    lengths: Sequence[int],
+    parts: Sequence[Tensor],
+    sizes: Sequence[int],
+    constants: Sequence[float],
+) -> Tensor:
+    """Logits (B,V) after the last position of x + update, x and update (B,T,C); inference only.
+
+    Row b's T new keys and values go into the cache (layers,2,B,S,G,D) from position lengths[b] on. parts: PARTS of
+    each block, then weight and bias of the last norm, then the packed head. sizes: heads, inner width, V, position in
+    ACTIVATIONS, and 1 for RMS norm or 0 for layer norm. constants: eps, then each block's scale of attention scores.
+    Every row has the bits that the operators give it one by one, whatever its company and the number of threads.
+    """
+    return _decoder(x, update, cache, lengths, parts, sizes, constants)  # type: ignore[no-any-return]
+
+
+def _fallback(
+    x: Tensor,
+    update: Tensor,
+    cache: Tensor,
+    lengths: Sequence[int],
+    parts: Sequence[Tensor],
+    sizes: Sequence[int],
+    constants: Sequence[float],
+) -> Tensor:
+    heads, inner, V, activation, rms = sizes
+    eps, *scales = constants
+    (B, T, C), (G, D) = x.shape, cache.shape[-2:]
+    rows = torch.arange(B, device=x.device)[:, None]
+    first = torch.tensor(lengths, device=x.device)
+    positions, end = first[:, None] + torch.arange(T, device=x.device), max(lengths) + T
+
+    def norm(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        if rms:
+            return add_rms_norm(update, x, weight, eps=eps)
+        return add_layer_norm(update, x, weight, _present(bias), eps=eps)
+
+    def activate(hidden: Tensor, bias: Tensor | None) -> Tensor:
+        if ACTIVATIONS[activation] == "silu_gate":
+            return silu_gate(*hidden.chunk(2, -1))
+        return gelu(hidden, bias, approximate="tanh" if ACTIVATIONS[activation] == "gelu_tanh" else "none")
+
+    for layer, scale in enumerate(scales):
+        block = dict(zip(PARTS, parts[layer * len(PARTS) :], strict=False))
+        normed, x = norm(block["norm_1"], block["norm_1_bias"])
+        qkv = linear(normed, block["qkv"], _present(block["qkv_bias"]), (heads + 2 * G) * D)
+        q, k, v = qkv.view(B, T, heads + 2 * G, D).split([heads, G, G], 2)
+        cache[layer, 0][rows, positions] = k
+        cache[layer, 1][rows, positions] = v
+        mixed = attention(
+            q, cache[layer, 0, :, :end], cache[layer, 1, :, :end], scale=scale, causal=True, k_lengths=first + T
+        )
+        update = linear(mixed.view(B, T, heads * D), block["out"], _present(block["out_bias"]), C)
+        normed, x = norm(block["norm_2"], block["norm_2_bias"])
+        hidden = linear(normed, block["up"], None, 2 * inner if ACTIVATIONS[activation] == "silu_gate" else inner)
+        update = linear(activate(hidden, _present(block["up_bias"])), block["down"], _present(block["down_bias"]), C)
+    x, update = x[:, -1], update[:, -1]
+    return linear(norm(parts[-3], parts[-2])[0], parts[-1], None, V)
+
+
+def _present(part: Tensor) -> Tensor | None:
+    return part if part.numel() else None
+
+
+_decoder = define(
+    "decoder(Tensor x, Tensor update, Tensor(a!) cache, int[] lengths, Tensor[] parts, int[] sizes, float[] constants)"
+    " -> Tensor",
+    _fallback,
+    fake=lambda x, update, cache, lengths, parts, sizes, constants: x.new_empty((x.shape[0], sizes[2])),
+)

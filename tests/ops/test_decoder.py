@@ -1,0 +1,151 @@
+"""llmcli.ops.decoder against the operators one by one: the same bits, on every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmcli.ops import decoder, linear_pack, registry
+from llmcli.ops.decoder import ACTIVATIONS, _fallback
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LAYERS, C, V, CAPACITY = 2, 40, 90, 300
+
+
+def arguments(
+    lengths: list[int],
+    T: int = 1,
+    *,
+    dtype: torch.dtype = torch.float32,
+    heads: tuple[int, int, int] = (4, 4, 10),
+    inner: int = 72,
+    activation: str = "gelu_tanh",
+    rms: bool = False,
+) -> dict[str, Any]:
+    """Arguments with random parts and a cache that was filled up to `lengths`; heads is (H, G, D)."""
+    g = torch.Generator().manual_seed(len(lengths) + 31 * T)
+    H, G, D = heads
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=g) * scale).to(dtype)
+
+    def matrix(outputs: int, inputs: int, biased: bool = not rms) -> tuple[Tensor, Tensor]:
+        return linear_pack(random(outputs, inputs, scale=inputs**-0.5)), random(outputs if biased else 0)
+
+    def norm() -> tuple[Tensor, Tensor]:
+        return 1 + random(C, scale=0.1), random(0 if rms else C)
+
+    parts: list[Tensor] = []
+    for _ in range(LAYERS):
+        parts += [*norm(), *matrix((H + 2 * G) * D, C), *matrix(C, H * D), *norm()]
+        parts += [*matrix(2 * inner if activation == "silu_gate" else inner, C), *matrix(C, inner)]
+    parts += [*norm(), matrix(V, C)[0]]
+    return {
+        "x": random(len(lengths), T, C),
+        "update": random(1, T, C).expand(len(lengths), T, C),
+        "cache": random(LAYERS, 2, len(lengths), CAPACITY, G, D),
+        "lengths": lengths,
+        "parts": parts,
+        "sizes": [H, inner, V, ACTIVATIONS.index(activation), int(rms)],
+        "constants": [1e-5, D**-0.5, 0.7 * D**-0.5],
+    }
+
+
+def both(given: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits and cache of the operator, and of the operators one by one."""
+    other = {**given, "cache": given["cache"].clone()}
+    return decoder(**given), given["cache"], _fallback(**other), other["cache"]
+
+
+def assert_same(given: dict[str, Any]) -> None:
+    logits, cache, expected, expected_cache = both(given)
+    assert logits.isfinite().all()
+    assert torch.equal(logits, expected)
+    assert torch.equal(cache, expected_cache)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("lengths", "T"), [([0], 1), ([130], 1), ([5, 131, 0], 1), ([7, 7], 3), ([250, 3], 50), ([9] * 50, 1)], ids=str
+)
+def test_same_bits_as_one_by_one(isa: str, lengths: list[int], T: int, dtype: torch.dtype) -> None:
+    assert_same(arguments(lengths, T, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation": "gelu"},
+        {"rms": True},
+        {"activation": "silu_gate", "rms": True, "heads": (6, 2, 16)},
+        {"heads": (4, 1, 33), "inner": 65},
+        {"heads": (1, 1, 128)},
+    ],
+    ids=str,
+)
+def test_other_blocks(isa: str, changes: dict[str, Any], dtype: torch.dtype) -> None:
+    assert_same(arguments([140, 20], 2, dtype=dtype, **changes))
+
+
+def test_float32_norms_under_a_narrower_x() -> None:
+    given = arguments([140, 20], dtype=torch.bfloat16)
+    for part in (0, 1, 6, 7):
+        given["parts"][part] = given["parts"][part].float()
+    assert_same(given)
+
+
+def test_cache_of_any_layout() -> None:
+    given = arguments([140, 20])
+    given["cache"] = given["cache"].transpose(3, 4).contiguous().transpose(3, 4)[:, :, :, :150]
+    assert_same(given)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("lengths", [[200], [5, 131, 200, 0]], ids=str)
+def test_bits_do_not_depend_on_threads_or_company(threads: None, lengths: list[int]) -> None:
+    given = arguments(lengths, 2)
+    caches = [given["cache"].clone() for _ in range(4)]
+    results = []
+    for n, cache in enumerate(caches, 1):
+        torch.set_num_threads(n)
+        results.append(decoder(**{**given, "cache": cache}))
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert all(torch.equal(cache, caches[0]) for cache in caches)
+    for row, length in enumerate(lengths):
+        alone = {name: given[name][row : row + 1] for name in ("x", "update")}
+        cache = given["cache"][:, :, row : row + 1].clone()
+        assert torch.equal(decoder(**{**given, **alone, "cache": cache, "lengths": [length]})[0], results[0][row])
+
+
+def test_opcheck() -> None:
+    given = arguments([3, 130])
+    torch.library.opcheck(torch.ops.llmcli.decoder.default, tuple(given.values()))
+
+
+@pytest.mark.skipif(registry.kernels is None, reason="this installation has no kernels")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": [300]}, "holds 300 positions; 301 are needed"),
+        ({"lengths": [1, 2]}, "differ from x in batch"),
+        ({"sizes": [4, 71, 90, 1, 0]}, "contiguous bias of 71"),
+        ({"sizes": [3, 72, 90, 1, 0]}, "H % G == 0"),
+        ({"sizes": [4, 72, 90, 7, 0]}, "unknown activation"),
+        ({"constants": [1e-5, 1.0]}, "do not belong to 2 layers"),
+    ],
+    ids=str,
+)
+def test_refuses_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        decoder(**{**arguments([5]), **changes})
