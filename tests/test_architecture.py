@@ -23,6 +23,7 @@ FLOORS = {
     "training": 7,
     "beam_search": 7,
     "benchmarking": 7,
+    "verification": 7,
     "generation": 6,
     "scoring": 6,
     "loading": 5,

@@ -20,6 +20,7 @@ from llmcli.errors import ResourceError
 
 _LIBRARY = torch.library.Library("llmcli", "FRAGMENT")
 _NAMES: list[str] = []
+_FALLBACKS: dict[str, Callable[..., Any]] = {}
 
 
 def _load_kernels() -> tuple[ModuleType | None, str]:
@@ -71,6 +72,7 @@ def define(
     if backward is not None:
         torch.library.register_autograd(f"llmcli::{name}", backward, setup_context=save, lib=_LIBRARY)
     _NAMES.append(name)
+    _FALLBACKS[name] = fallback
     operator = getattr(torch.ops.llmcli, name).default
     exact = fallback if backward is None else _differentiable(fallback, backward, save)
 
@@ -98,6 +100,11 @@ def status() -> list[OpStatus]:
         for device in devices
         for name in _NAMES
     ]
+
+
+def fallback(name: str) -> Callable[..., Any]:
+    """An operator computed by torch's own, in any dtype: what its kernel is compared with."""
+    return _FALLBACKS[name]
 
 
 def require_kernels(device: str, *, training: bool = True) -> None:

@@ -1,0 +1,169 @@
+"""The operators on awkward inputs: what `verify kernels` runs. A new operator is a function here and a row in `CASES`.
+
+A case gives the arguments of the raw operator from a cast, so that the same rounded numbers reach the kernel, torch's
+operators in the same dtype, and float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmcli.ops import registry
+
+Cast = Callable[[Tensor], Tensor]
+Arguments = tuple[Any, ...]
+
+# Length 1, primes, one off a vector and off four of them, no rows.
+ROWS = [(1, 1), (3, 17), (5, 63), (4, 65), (7, 128), (2, 1023), (0, 5)]
+# B, T, S, H, G, D: one key, T not S, groups, one off a tile, odd head sizes, the largest head.
+HEADS = [(1, 1, 1, 1, 1, 1), (2, 5, 7, 2, 1, 3), (1, 1, 257, 4, 4, 32), (1, 97, 97, 1, 1, 64), (1, 95, 127, 3, 1, 33),
+         (1, 5, 140, 2, 1, 256)]  # fmt: skip
+# rows, K, N of a linear layer.
+MATRICES = [(1, 1, 1), (3, 17, 65), (7, 64, 64), (13, 129, 127), (1, 768, 100), (0, 8, 8)]
+
+
+def normal(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:
+    """Normal float32 numbers, the same for the same seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size
+
+
+def softmax(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Plain, masked with a fully hidden row, additive, logarithmic, and strided rows."""
+    for shape in ROWS:
+        x = cast(normal(*shape, size=4))
+        mask = normal(*shape, seed=1) > 0
+        mask[-1:] = False
+        for log in (False, True):
+            yield f"{shape}", (x, None, 1.0, log)
+            yield f"{shape} masked", (x, mask, 0.7, log)
+        yield f"{shape} biased", (x, cast(normal(*shape, seed=2)), 1.0, False)
+    yield "strided", (cast(normal(6, 5, 74))[::2, :, 37:], None, 1.0, False)
+
+
+def softmax_out(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The same operator into a tensor that exists, whose rows are apart."""
+    for name, (x, mask, scale, log) in softmax(cast):
+        yield (
+            name,
+            (x, mask, scale, log, torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)[..., : x.shape[-1]]),
+        )
+
+
+def softmax_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """From probabilities and from their logarithms."""
+    for shape in ROWS:
+        y = torch.softmax(normal(*shape, size=2), -1)
+        for log in (False, True):
+            yield f"{shape}", (cast(normal(*shape, seed=1)), cast(y.log() if log else y), 0.5, log)
+
+
+def attention(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Full and causal, with bias, and with key lengths of which one is 0."""
+    for B, T, S, H, G, D in HEADS:
+        q, k, v = cast(normal(B, T, H, D)), cast(normal(B, S, G, D, seed=1)), cast(normal(B, S, G, D, seed=2))
+        name, scale = f"B{B} T{T} S{S} H{H} G{G} D{D}", D**-0.5
+        yield name, (q, k, v, None, None, scale, False)
+        yield f"{name} causal", (q, k, v, None, None, scale, True)
+        bias = cast(normal(1, H, T, S, seed=3))
+        yield f"{name} biased", (q, k, v, bias, torch.arange(B) * S // B, scale, False)
+
+
+def attention_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The gradients of `attention` for the exact output."""
+    exact = registry.fallback("attention")
+    for name, (q, k, v, bias, lengths, scale, causal) in attention(cast):
+        given = (None if bias is None else bias.double(), lengths, scale, causal)
+        out, lse = exact(q.double(), k.double(), v.double(), *given)
+        grad = cast(normal(*q.shape, seed=4))
+        lse = lse.float().to(torch.promote_types(q.dtype, torch.float32))
+        yield name, (grad, q, k, v, cast(out.float()), lse, bias, lengths, scale, causal, bias is not None)
+
+
+def norm(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Layer norm with and without bias, and RMS norm, around a mean that is not 0."""
+    for shape in ROWS:
+        x = cast(normal(*shape) + 3)
+        weight, bias = cast(normal(shape[1], seed=1)), cast(normal(shape[1], seed=2))
+        yield f"{shape}", (x, weight, bias, 1e-5, False)
+        yield f"{shape} no bias", (x, weight, None, 1e-5, False)
+        yield f"{shape} rms", (x, weight, None, 1e-6, True)
+
+
+def add_norm(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The same after the residual add."""
+    for name, (x, *rest) in norm(cast):
+        yield name, (x, cast(normal(*x.shape, seed=3)), *rest)
+
+
+def norm_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The same for a gradient, with a second gradient to add in every other case."""
+    for n, (name, (x, weight, bias, eps, rms)) in enumerate(norm(cast)):
+        extra = cast(normal(*x.shape, seed=5)) if n % 2 else None
+        yield name, (cast(normal(*x.shape, seed=4)), x, weight, extra, bias is not None, eps, rms)
+
+
+def gelu(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Both forms, with and without bias, far into both tails."""
+    for shape in ROWS:
+        x, bias = cast(normal(*shape, size=3)), cast(normal(shape[1], seed=1))
+        for tanh in (False, True):
+            yield f"{shape}", (x, None, tanh)
+            yield f"{shape} biased", (x, bias, tanh)
+
+
+def gelu_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The same for a gradient."""
+    for name, (x, bias, tanh) in gelu(cast):
+        yield name, (cast(normal(*x.shape, seed=2)), x, bias, tanh)
+
+
+def silu_gate(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """With and without biases; gate and up are the halves of one projection."""
+    for rows, width in ROWS:
+        both = cast(normal(rows, 2 * width, size=3))
+        gate, up = both[:, :width], both[:, width:]
+        yield f"({rows}, {width})", (gate, up, None, None)
+        yield f"({rows}, {width}) biased", (gate, up, cast(normal(width, seed=1)), cast(normal(width, seed=2)))
+
+
+def silu_gate_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The same for a gradient."""
+    for name, (gate, up, *biases) in silu_gate(cast):
+        yield name, (cast(normal(*gate.shape, seed=3)), gate, up, *biases)
+
+
+def linear_pack(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Weights of awkward sizes; packing moves numbers, so nothing but equality is right."""
+    for _, K, N in MATRICES:
+        yield f"N{N} K{K}", (cast(normal(N, K)),)
+
+
+def linear(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Few rows and more, K and N off the panel, with and without bias."""
+    pack = registry.fallback("linear_pack")
+    for rows, K, N in MATRICES:
+        x, packed = cast(normal(rows, K)), pack(cast(normal(N, K, seed=1)))
+        yield f"{rows} rows K{K} N{N}", (x, packed, cast(normal(N, seed=2)), N)
+        yield f"{rows} rows K{K} N{N} no bias", (x, packed, None, N)
+
+
+CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
+    "attention": attention,
+    "attention_backward": attention_backward,
+    "softmax": softmax,
+    "softmax_out": softmax_out,
+    "softmax_backward": softmax_backward,
+    "norm": norm,
+    "add_norm": add_norm,
+    "norm_backward": norm_backward,
+    "gelu": gelu,
+    "gelu_backward": gelu_backward,
+    "silu_gate": silu_gate,
+    "silu_gate_backward": silu_gate_backward,
+    "linear_pack": linear_pack,
+    "linear": linear,
+}
