@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "tokenize": ("llmcli.commands.tokenize", "Turn text into token ids, pieces or a count."),
     "detokenize": ("llmcli.commands.detokenize", "Turn token ids back into text."),
     "verify": ("llmcli.commands.verify", "Check determinism, the cache and every kernel; exit 3 where one fails."),
+    "replay": ("llmcli.commands.replay", "Generate again what a receipt records; exit 3 where it differs."),
     "models": ("llmcli.commands.models", "List the models that can be named and whether they are here."),
     "doctor": ("llmcli.commands.doctor", "Show what llmcli runs on, and check this installation."),
     "completion": ("llmcli.commands.completion", "Print the completion script of a shell."),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmcli.commands import terminal
+from llmcli.commands.continuing import continue_many, continue_one, leave_if, report, write_receipt
 from llmcli.commands.options import (
     ModelChoice,
     Number,
@@ -26,12 +22,10 @@ from llmcli.commands.options import (
     sampling_options,
     verbosity_options,
 )
-from llmcli.commands.progress import Progress
 from llmcli.errors import InputError
 
 if TYPE_CHECKING:
-    from llmcli.completions import Completion, Session, Stopwatch
-    from llmcli.generation import Event, Request
+    from llmcli.completions import Session
 
 PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endless pipe ends in an error
 
@@ -85,6 +79,7 @@ PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endl
     help="A prompt that does not fit is an error, loses its beginning, or is cut to the last half of the context. "
     "A full context ends the text; with slide, the text goes on from its last half.",
 )
+@option("--receipt", metavar="FILE", help="Write what decided the text, and its tokens, for 'llmcli replay'.")
 @encoding_options[0]
 @encoding_options[1]
 @model_options
@@ -105,6 +100,7 @@ def command(
     choice: ModelChoice,
     format: str,
     output: str | None,
+    receipt: str | None,
     **settings: Any,
 ) -> None:
     """Continue PROMPT, or the text piped in, and print the continuation only, with a newline at its end.
@@ -122,11 +118,15 @@ def command(
         request = session.request(text, settings)
         with terminal.open_output(output) as out:
             with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
-                continue_one(session, request, format, out, interrupt)
+                samples = continue_one(session, request, format, out, interrupt, noted=receipt is not None)
             if format == "text":
                 leave_if(interrupt)  # before the file appears: a text cannot say that it was cut short
         leave_if(interrupt)
+        if receipt is not None:
+            write_receipt(receipt, session, text, request, samples)
         return
+    if receipt is not None:
+        raise InputError("--receipt: expected one prompt, got --jsonl")
     if (argument, prompt, file) != (None, None, None):
         raise InputError("expected a prompt or --jsonl, got both")
     if format == "json":
@@ -156,102 +156,3 @@ def open_session(
         raise InputError(f"--ctx-size: expected at most {longest}, the model's context, got {ctx_size}")
     policy = Policy(ctx_size or longest, ctx_overflow, beams, length_penalty)
     return Session(loaded, policy, time.perf_counter() - begin)
-
-
-def leave_if(interrupt: terminal.Interrupt) -> None:
-    """End the command with 130 if Ctrl-C was pressed."""
-    if interrupt.stop_requested:
-        terminal.note("interrupted")
-        raise click.exceptions.Exit(130)
-
-
-def continue_one(
-    session: Session, request: Request, format: str, out: terminal.Writer, interrupt: terminal.Interrupt
-) -> None:
-    """Print one request's texts as they come, or its document at the end."""
-    from llmcli.completions import Completion, Stopwatch
-
-    watch = Stopwatch(load=session.load_seconds)
-    completions = [Completion() for _ in range(request.num_samples)]
-    printer = Printer(out) if format == "text" else None
-    for event in session.events([request], lambda: interrupt.stop_requested):
-        watch.tick()
-        completions[event.sample].add(event)
-        if printer is not None:
-            printer.show(event)
-    if printer is None:
-        document = session.document(request, completions, watch)
-        out.write(terminal.to_json(document, indent=2 if format == "json" else None))
-    if terminal.is_verbose() or (sys.stderr is not None and sys.stderr.isatty()):
-        terminal.note(summary(request, completions, watch))
-
-
-class Printer:
-    """Texts of several samples in order: the first unfinished one as it comes, those behind it when it has ended."""
-
-    def __init__(self, out: terminal.Writer) -> None:
-        self._out, self._current = out, 0
-        self._texts: defaultdict[int, str] = defaultdict(str)
-        self._ended: set[int] = set()
-
-    def show(self, event: Event) -> None:
-        """Print what the event allows to print."""
-        self._texts[event.sample] += event.text
-        if event.finish_reason is not None:
-            self._texts[event.sample] += "\n"
-            self._ended.add(event.sample)
-        while text := self._texts.pop(self._current, ""):
-            self._out.write(text)
-            self._current += self._current in self._ended
-
-
-def continue_many(
-    session: Session,
-    lines: Iterable[bytes],
-    batch_size: int,
-    settings: dict[str, Any],
-    errors: str,
-    format: str,
-    out: terminal.Writer,
-) -> tuple[int, list[str], terminal.Interrupt]:
-    """Continue records in batches and print each batch when it is done → their number, what was wrong, Ctrl-C."""
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    count, problems = 0, []
-    interrupt = terminal.Interrupt()
-    with Progress("generating", unit="records") as progress:
-        while not interrupt.stop_requested and (batch := list(itertools.islice(numbered, batch_size))):
-            # Not around the reading above: there Ctrl-C has nothing to finish.
-            with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
-                stop = partial(getattr, interrupt, "stop_requested")
-                for document in session.records(batch, settings, errors=errors, interrupted=stop):
-                    count += 1
-                    if "error" in document:
-                        problems.append(f"line {document['error']['line']}: {document['error']['message']}")
-                    if format == "jsonl":
-                        out.write(terminal.to_json(document, indent=None))
-                    else:
-                        out.write("".join(choice["text"] + "\n" for choice in document.get("choices", ())))
-            progress(count)
-    return count, problems, interrupt
-
-
-def report(count: int, problems: list[str]) -> None:
-    """Say on stderr which records failed. Raises InputError when all did, or when there were none."""
-    if not count:
-        raise InputError("--jsonl: expected at least one record, got none")
-    if len(problems) == count:
-        raise InputError(f"all {count} records failed; {problems[0]}")
-    if problems:
-        terminal.note(f"{len(problems)} of {count} records failed; {problems[0]}")
-
-
-def summary(request: Request, completions: Iterable[Completion], watch: Stopwatch) -> str:
-    """One line about what was done and how fast."""
-    from llmcli.completions import rate
-
-    written = sum(len(completion.tokens) for completion in completions)
-    speed = rate(written - request.num_samples, watch.predicted)
-    return (
-        f"loaded in {watch.load:.2f} s, read {len(request.ids)} tokens in {watch.prompt:.3f} s, "
-        f"wrote {written} in {watch.predicted:.3f} s" + (f" ({speed:.0f}/s)" if speed else "")
-    )

@@ -1,0 +1,80 @@
+"""`llmcli replay`: the run of a receipt again, as a gate."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+import click
+
+from llmcli.commands import terminal
+from llmcli.commands.options import ModelChoice, define, model_options, output_options, verbosity_options
+from llmcli.errors import GateFailed, InputError
+
+
+@define(
+    "replay",
+    examples=[
+        ("write a receipt", 'llmcli generate "Once upon a time" --receipt run.json'),
+        ("the same tokens today, on this machine", "llmcli replay run.json"),
+        ("with another thread count, and the model elsewhere", "llmcli replay run.json -t 1 -m ./my-gpt2"),
+    ],
+)
+@click.argument("receipt", type=click.Path())
+@model_options
+@output_options("text", "json")
+@verbosity_options
+def command(receipt: str, choice: ModelChoice, format: str, output: str | None) -> None:
+    """Generate again what RECEIPT records, and compare token by token.
+
+    Model and precision are the receipt's unless flags name others. Exits with 3 at the first token that differs, and
+    names both candidates and the gap between their logits; with 5 when weights, tokenizer, prompt or text do not have
+    the recorded hash; with 2 for a receipt of another version.
+    """
+    text = terminal.read_text(receipt)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected a receipt in JSON, got '{receipt}': {error}") from None
+    from llmcli import receipts
+
+    facts = receipts.check(document)
+    dtype = str(facts["llmcli"].get("dtype")) if choice.dtype == "auto" else choice.dtype
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"receipt: expected float32, bfloat16 or float16, got the dtype {dtype!r}")
+    with terminal.open_output(output) as out:
+        loaded = replace(choice, model=choice.model or facts["model"], dtype=dtype).load()
+        verdict = None
+        with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
+            verdict = receipts.replay(loaded, facts, lambda: interrupt.stop_requested)
+        if verdict is None:
+            terminal.note("interrupted")
+            raise click.exceptions.Exit(130)
+        engine, recorded = loaded.engine(), facts["llmcli"]
+        other = {key: [recorded.get(key), engine[key]] for key in engine if recorded.get(key) != engine[key]}
+        if format == "json":
+            word = "identical" if verdict.divergence is None else "differs"
+            row: dict[str, Any] = {"schema": "llmcli/replay/1", "verdict": word, **asdict(verdict), "changed": other}
+            out.write(terminal.to_json({**row, "llmcli": engine}))
+        elif verdict.divergence is None:
+            out.write(
+                f"identical: {verdict.n_tokens} tokens in {verdict.n_samples} samples; "
+                f"log-probabilities differ by {verdict.logprob_difference:.3g} at most\n"
+            )
+    if verdict.divergence is not None:
+        found = verdict.divergence
+
+        def spelt(token: int | None) -> str:
+            if token is None:
+                return "the end"
+            known = token < loaded.tokenizer.vocab_size
+            return f"{token} {loaded.tokenizer.token_bytes(token)!r}" if known and token >= 0 else f"{token} (unknown)"
+
+        gap = "" if found.gap is None else f"; the logit of the latter is {found.gap:+.6g} from the former's"
+        changed = "".join(f"; {key} was {was}, is {now}" for key, (was, now) in other.items())
+        raise GateFailed(
+            f"sample {found.sample}, token {found.position}: expected {spelt(found.recorded)}, "
+            f"got {spelt(found.found)}{gap}{changed}"
+        )
