@@ -74,10 +74,10 @@ class Windows:
 
 @dataclass(frozen=True)
 class Row:
-    """One example: ids (n,) int32, and which of them are learned (n,) bool; the first never is."""
+    """One example: inputs and targets, each (n,) int32; at least one target is not IGNORED."""
 
-    ids: Tensor
-    learned: Tensor
+    inputs: Tensor
+    targets: Tensor
 
 
 class Rows:
@@ -104,20 +104,18 @@ class Rows:
 
 def padded(rows: Sequence[Row]) -> Shard:
     """Rows as inputs and targets, each (len(rows), T), the shortest first, with zeros and IGNORED on the right."""
-    rows = sorted(rows, key=lambda row: len(row.ids))
-    longest = len(rows[-1].ids) - 1
-    inputs = torch.zeros(len(rows), longest, dtype=torch.int64)
-    targets = torch.full((len(rows), longest), IGNORED)
+    rows = sorted(rows, key=lambda row: len(row.inputs))
+    inputs = torch.zeros(len(rows), len(rows[-1].inputs), dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORED)
     for place, row in enumerate(rows):
-        n = len(row.ids) - 1
-        inputs[place, :n] = row.ids[:-1]
-        targets[place, :n] = torch.where(row.learned[1:], row.ids[1:].long(), IGNORED)
+        inputs[place, : len(row.inputs)] = row.inputs
+        targets[place, : len(row.inputs)] = row.targets
     return inputs, targets
 
 
 def held_out_rows(rows: Sequence[Row], n_bytes: int) -> HeldOut:
     """Examples, those of about one length side by side."""
-    rows = sorted(rows, key=lambda row: len(row.ids))
+    rows = sorted(rows, key=lambda row: len(row.inputs))
     shards, together = [], 64
     for first in range(0, len(rows), together):
         shards += cut(*padded(rows[first : first + together]))

@@ -17,6 +17,7 @@ import torch
 from llmcli.batches import Row
 from llmcli.data import Document, document, read_files
 from llmcli.errors import InputError, ModelError
+from llmcli.loss import IGNORED
 from llmcli.tokenizer import END_OF_TEXT, Tokenizer
 
 TOGETHER = 256  # examples encoded at once, in parallel
@@ -88,10 +89,10 @@ def lesson(record: Any, name: str, spans: Callable[[], Spans]) -> Document | Exa
     if "messages" in record:
         return _conversation(record["messages"], name, spans())
     if "prompt" in record or "completion" in record:
-        prompt, completion = (_string(record, key, name) for key in ("prompt", "completion"))
+        prompt, completion = (string(record, key, name) for key in ("prompt", "completion"))
         return Example(name, ((prompt, False), (completion, True)), ends=True)
     if "text" in record:
-        return document(_string(record, "text", name), name)
+        return document(string(record, "text", name), name)
     raise InputError(f"{name}: expected text, prompt and completion, or messages; got {_keys(record)}")
 
 
@@ -102,7 +103,7 @@ def labelled(record: Any, name: str) -> Labelled:
     label = record.get("label")
     if "label" not in record or not isinstance(label, str | int) or isinstance(label, bool) or label == "":
         raise InputError(f"{name}: expected a label, a string or a whole number; got {_keys(record)}")
-    return Labelled(name, _string(record, "text", name), str(label))
+    return Labelled(name, string(record, "text", name), str(label))
 
 
 def _conversation(messages: Any, name: str, spans: Spans) -> Example:
@@ -120,7 +121,8 @@ def _conversation(messages: Any, name: str, spans: Spans) -> Example:
         raise InputError(f"{name}: {error}") from None
 
 
-def _string(record: dict[str, Any], key: str, name: str) -> str:
+def string(record: dict[str, Any], key: str, name: str) -> str:
+    """The text under a key. Raises InputError, with the name, where there is none."""
     value = record.get(key)
     if not isinstance(value, str):
         got = type(value).__name__ if key in record else _keys(record)
@@ -165,7 +167,7 @@ def encode(
             learned = np.concatenate([np.full(len(part), learned) for part, learned in parts])
             shortened += len(row) > ctx_size + 1
             rows.append(_row(row[-ctx_size - 1 :], learned[-ctx_size - 1 :]))
-        yield len(some), [row for row in rows if row.learned.any()], shortened
+        yield len(some), [row for row in rows if (row.targets != IGNORED).any()], shortened
 
 
 def encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[npt.NDArray[np.int32]]:
@@ -180,6 +182,5 @@ def _spans(lesson: Document | Example) -> Sequence[tuple[str, bool]]:
 
 def _row(ids: npt.NDArray[np.int32], learned: npt.NDArray[np.bool_] | None) -> Row:
     """A token is learned from those before it, so the first one of a row never is."""
-    mask = np.ones(len(ids), bool) if learned is None else learned.copy()
-    mask[0] = False
-    return Row(torch.from_numpy(ids), torch.from_numpy(mask))
+    targets = ids[1:] if learned is None else np.where(learned[1:], ids[1:], np.int32(IGNORED))
+    return Row(torch.from_numpy(ids[:-1]), torch.from_numpy(targets))

@@ -6,8 +6,10 @@ Introduces loading, adapters and training to one another; knows no terminals.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,14 +17,20 @@ import torch
 from torch import Tensor
 
 from llmcli import data, loading, lora
+from llmcli.batches import HeldOut, Row, Shard
 from llmcli.chat_template import ChatTemplate
+from llmcli.classification import Figures, figures
 from llmcli.errors import InputError, ModelError
-from llmcli.loading import Loaded
+from llmcli.examples import Labelled
+from llmcli.loading import CLASSIFIES, Loaded
 from llmcli.lora import LoRA
+from llmcli.loss import IGNORED
 from llmcli.models import model_class
-from llmcli.training import DROPOUTS
+from llmcli.nn.classifier import Classifier
+from llmcli.training import DROPOUTS, Trainer
 
 Item = TypeVar("Item")
+Export = Callable[[], dict[str, Tensor]]
 
 ORIGIN = "finetune.json"  # in the output directory: what the run began from
 
@@ -39,7 +47,7 @@ def load(spec: str, *, device: str, dropout: float, offline: bool, progress: loa
     )
 
 
-def origin(loaded: Loaded, task: str, adapters: LoRA | None) -> dict[str, Any]:
+def origin(loaded: Loaded, task: str, adapters: LoRA | None, labels: Sequence[str] | None = None) -> dict[str, Any]:
     """What a run begins from, for ORIGIN; a run that continues must begin from the same."""
     return {
         "schema": "llmcli/finetune-origin/1",
@@ -47,6 +55,7 @@ def origin(loaded: Loaded, task: str, adapters: LoRA | None) -> dict[str, Any]:
         "model_sha256": loaded.sha256(),
         "task": task,
         "lora": asdict(adapters) | {"targets": list(adapters.targets)} if adapters else None,
+        "labels": None if labels is None else list(labels),
     }
 
 
@@ -74,15 +83,76 @@ def check_origin(start: Path, expected: dict[str, Any]) -> None:
             )
 
 
-def adapt(model: Any, adapters: LoRA, seed: int) -> Any:
-    """Put adapters on a model, in place; returns a function that makes its checkpoint, with the adapters merged in."""
-    lora.attach(model, adapters, seed)
+def prepare(decoder: Any, adapters: LoRA | None, labels: Sequence[str] | None, seed: int) -> tuple[Any, Export]:
+    """The model to train, from a decoder that is changed in place, and the function that makes its checkpoint.
+
+    With adapters the decoder is frozen and they are merged into the checkpoint; with labels it gets a head, which is
+    always trained.
+    """
+    if adapters is not None:
+        lora.attach(decoder, adapters, seed)
+    model: Any = decoder
+    if labels is not None:
+        model = Classifier(decoder, len(labels)).initialize_head(torch.Generator().manual_seed(seed))
+        model.to(next(decoder.parameters()).device)
 
     def export() -> dict[str, Tensor]:
-        weights: dict[str, Tensor] = lora.merged(model).checkpoint()  # type: ignore[operator]
+        plain: Any = model if adapters is None else lora.merged(model)
+        weights: dict[str, Tensor] = plain.checkpoint()
         return weights
 
-    return export
+    return model, export
+
+
+def label_names(training: Sequence[Labelled], held: Sequence[Labelled]) -> list[str]:
+    """The classes of the training examples, sorted. Raises InputError for fewer than two, or one only in `held`."""
+    labels = sorted({one.label for one in training})
+    if len(labels) < 2:
+        raise InputError(f"expected examples of at least two labels, got only {', '.join(labels) or 'none'}")
+    for one in held:
+        if one.label not in labels:
+            raise InputError(
+                f"{one.name}: the label {one.label!r} of this validation example is in no training example; "
+                f"expected one of: {', '.join(labels)[:200]}"
+            )
+    return labels
+
+
+def class_rows(ids: Sequence[Tensor], numbers: Sequence[int]) -> list[Row]:
+    """Texts (n,) and the numbers of their classes, which are the targets of the last tokens."""
+    rows = []
+    for tokens, number in zip(ids, numbers, strict=True):
+        targets = torch.full_like(tokens, IGNORED)
+        targets[-1] = number
+        rows.append(Row(tokens, targets))
+    return rows
+
+
+@dataclass(frozen=True)
+class ClassEvaluation:
+    """Loss in nats per text and the figures of a whole validation."""
+
+    step: int
+    val_loss: float
+    val_accuracy: float
+    val_macro_f1: float
+    val_figures: Figures
+
+
+def evaluate_classes(trainer: Trainer, held: HeldOut, labels: Sequence[str]) -> ClassEvaluation:
+    """Classify every text of a validation."""
+
+    def one(shard: Shard) -> tuple[float, list[int], list[int]]:
+        inputs, targets = (part.to(trainer.device) for part in shard)
+        known = targets != IGNORED
+        logits, wanted = trainer.model(inputs)[known].float(), targets[known]
+        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
+        return loss, wanted.tolist(), logits.argmax(-1).tolist()
+
+    losses, wanted, got = zip(*trainer.map(one, held.shards), strict=True)
+    found = figures(labels, list(chain.from_iterable(wanted)), list(chain.from_iterable(got)))
+    n = sum(map(len, wanted))
+    return ClassEvaluation(trainer.steps_done, sum(losses) / n, found.accuracy, found.macro["f1"], found)
 
 
 def template(loaded: Loaded) -> ChatTemplate:
@@ -93,6 +163,12 @@ def template(loaded: Loaded) -> ChatTemplate:
 def files(loaded: Loaded, began: dict[str, Any], dtype: str, template: ChatTemplate | None) -> dict[str, str]:
     """The texts beside the weights: configuration, tokenizer with its chat template, and what the run began from."""
     config = {key: value for key, value in loaded.config.items() if key != "torch_dtype"} | {"dtype": dtype}
+    labels = began["labels"]
+    if labels is not None:
+        name = str((config.get("architectures") or ["GPT2LMHeadModel"])[0])
+        config["architectures"] = [re.sub("(LMHead|DoubleHeads)?Model$|For[A-Z][A-Za-z]*$", "", name) + CLASSIFIES]
+        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        config["label2id"] = {label: number for number, label in enumerate(labels)}
     settings = {} if template is None else {"chat_template": template.source}
     made = data.copied_files(_directory(loaded), loaded.tokenizer, config, settings)
     return made | {ORIGIN: json.dumps(began, indent=2) + "\n"}

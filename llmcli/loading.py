@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
+from llmcli.nn.classifier import Classifier
 from llmcli.nn.linear import Linear
 from llmcli.ops import registry
 from llmcli.tokenizer import Tokenizer
@@ -25,6 +26,8 @@ from llmcli.tokenizer import Tokenizer
 __all__ = ["ALIASES", "DEFAULT", "Loaded", "find", "load", "read_config", "sha256"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+CLASSIFIES = "ForSequenceClassification"  # how the architecture's name ends in the config.json of a classifier
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -41,6 +44,7 @@ class Loaded:
     dtype: torch.dtype
     device: torch.device
     repetition_penalty: float = 1.0  # what the model's generation_config.json advises
+    labels: Sequence[str] = ()  # of a classifier
 
     def sha256(self) -> str:
         """Hash of the weight files, in hexadecimal."""
@@ -75,19 +79,26 @@ def load(
     dtype: str = "auto",
     offline: bool = False,
     pack: bool = True,
+    classifier: bool = False,
     changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """A directory, file, hub id or alias → a model in eval mode and its tokenizer.
 
-    pack lays the matrices out for the CPU kernels, for inference; training needs pack=False. `changes` replace keys of
-    config.json for the model, such as its dropout, and not in Loaded.config.
+    pack lays the matrices out for the CPU kernels, for inference; training needs pack=False. With `classifier` the
+    model is a `Classifier` of Loaded.labels. `changes` replace keys of config.json for the model, such as its dropout,
+    and not in Loaded.config.
     Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
     """
     path = find(spec, offline=offline)
     where = choose_device(device)
     weights = safetensors.open(path)
     config = read_config(path)
+    labels = class_labels(config)
+    if classifier != (labels is not None):
+        kind = "a language model" if labels is None else f"a classifier of {', '.join(labels)[:80]}"
+        wanted = "a classifier, as 'llmcli finetune --task classify' makes" if classifier else "a language model"
+        raise ModelError(f"{path}: expected {wanted}; got {kind}")
     model_cls = model_class(config.get("model_type"))
     model_config = model_cls.Config.from_dict({**config, **(changes or {})})
     if model_config.n_layer > len(weights):  # before anything is built as large as the file pretends to be
@@ -99,6 +110,8 @@ def load(
         try:
             with torch.device("meta"):
                 model = model_cls(model_config)
+                if labels is not None:
+                    model = Classifier(model, len(labels))
         except (RuntimeError, TypeError) as error:  # torch's words for sizes, or products of them, beyond 64 bits
             raise ModelError(f"{path}: config.json asks for tensors that no machine holds") from error
         renamed = model.rename(weights)
@@ -114,7 +127,7 @@ def load(
             f"{model.config.vocab_size}: the files belong to different models"
         )
     advised = _advised_penalty(path if path.is_dir() else path.parent)
-    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where, advised)
+    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where, advised, labels or ())
 
 
 def _advised_penalty(directory: Path) -> float:
@@ -132,6 +145,24 @@ def _advised_penalty(directory: Path) -> float:
     if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 < penalty <= 100:
         raise ModelError(f"{file}: expected repetition_penalty above 0 and at most 100, got {penalty!r}")
     return float(penalty)
+
+
+def class_labels(config: dict[str, Any]) -> list[str] | None:
+    """The classes of a model for sequence classification, in the order of its logits; None for another model.
+
+    Raises ModelError when they are not named 0, 1, … under id2label.
+    """
+    names = config.get("architectures")
+    if not (isinstance(names, list) and any(str(name).endswith(CLASSIFIES) for name in names)):
+        return None
+    by_number = config.get("id2label")
+    try:
+        labels = [by_number[str(number)] for number in range(len(by_number))]  # type: ignore[index, arg-type]
+    except (TypeError, KeyError):
+        labels = []
+    if len(labels) < 2 or not all(isinstance(label, str) for label in labels):
+        raise ModelError(f"config.json: expected id2label with the names of classes 0, 1, …; got {by_number!r}"[:300])
+    return labels
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ FLOORS = {
     "verification": 7,
     "generation": 6,
     "scoring": 6,
+    "classification": 6,
     "loading": 5,
     "examples": 5,
     "hub": 4,

@@ -32,34 +32,38 @@ def rows(tokenizer: Tokenizer, lessons: list[Any], ctx_size: int = 64) -> list[b
 
 
 def learned(tokenizer: Tokenizer, row: batches.Row) -> str:
-    return tokenizer.decode(row.ids[row.learned].tolist())
+    return tokenizer.decode(row.targets[row.targets != IGNORED].tolist())
+
+
+def whole(tokenizer: Tokenizer, row: batches.Row) -> str:
+    return tokenizer.decode([*row.inputs.tolist(), row.targets[-1].item()])
 
 
 def test_only_the_completion_is_learned(tokenizer: Tokenizer) -> None:
     (row,) = rows(tokenizer, [lesson({"prompt": "The sea", "completion": " was calm"})])
-    assert tokenizer.decode(row.ids.tolist()) == "The sea was calm<|endoftext|>"
-    assert row.ids[:2].tolist() == tokenizer.encode("The sea")[:2]
+    assert whole(tokenizer, row) == "The sea was calm<|endoftext|>"
+    assert row.inputs[:2].tolist() == tokenizer.encode("The sea")[:2]
     assert learned(tokenizer, row) == " was calm<|endoftext|>"
 
 
 def test_only_the_assistant_is_learned(tokenizer: Tokenizer) -> None:
     talk = [{"role": "user", "content": "sea"}, {"role": "assistant", "content": "ship"}]
     (row,) = rows(tokenizer, [lesson({"messages": [*talk, {"role": "user", "content": "never read"}]})])
-    assert tokenizer.decode(row.ids.tolist()) == "### user\nsea\n### assistant\nship<|endoftext|>\n"
+    assert whole(tokenizer, row) == "### user\nsea\n### assistant\nship<|endoftext|>\n"
     assert learned(tokenizer, row) == "ship<|endoftext|>\n"
 
 
 def test_a_long_example_keeps_its_end(tokenizer: Tokenizer) -> None:
     one = lesson({"prompt": "The sea was calm, and the old ship lay still.", "completion": " far"})
     ((n, (row,), shortened),) = examples.encode(tokenizer, [one], 5)
-    assert (n, shortened, len(row.ids)) == (1, 1, 6)
+    assert (n, shortened, len(row.inputs)) == (1, 1, 5)
     assert learned(tokenizer, row) == " far<|endoftext|>"
 
 
 def test_documents_among_examples_become_rows_that_score_every_token_once(tokenizer: Tokenizer) -> None:
     text = "The sea was calm, and the old ship lay still."
     found = rows(tokenizer, [Document("a", text)], ctx_size=4)
-    assert all(len(row.ids) <= 5 for row in found)
+    assert all(len(row.inputs) <= 4 for row in found)
     assert "".join(learned(tokenizer, row) for row in found) == text
 
 
@@ -78,9 +82,7 @@ def test_batches_are_padded_with_ignored_targets(tokenizer: Tokenizer) -> None:
 
 
 def test_an_epoch_visits_every_row_once() -> None:
-    every = batches.Rows(
-        [batches.Row(torch.tensor([0, i], dtype=torch.int32), torch.tensor([False, True])) for i in range(7)], seed=3
-    )
+    every = batches.Rows([batches.Row(torch.tensor([0]), torch.tensor([i])) for i in range(7)], seed=3)
     epochs = [every.batch(7 * epoch, 7)[1].flatten().tolist() for epoch in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 2
     assert epochs[0] != epochs[1]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands import learning
+from llmcli.commands import learning, terminal
 from llmcli.commands.learning import Run, recipe_options, run_options
 from llmcli.commands.options import ModelChoice, Number, define, model_options, option, seed_option, verbosity_options
 from llmcli.commands.progress import Progress, quiet_hub
@@ -19,10 +20,12 @@ from llmcli.errors import InputError
 if TYPE_CHECKING:
     from llmcli.batches import HeldOut, Rows, Windows
     from llmcli.chat_template import ChatTemplate
+    from llmcli.finetuning import ClassEvaluation
     from llmcli.loading import Loaded
     from llmcli.lora import LoRA
 
 RATE, LORA_RATE = 3e-4, 2e-3
+FIGURES = ("precision", "recall", "f1")
 
 
 @define(
@@ -30,6 +33,7 @@ RATE, LORA_RATE = 3e-4, 2e-3
     examples=[
         ("the embedded model on your own texts", "llmcli finetune --data notes/ --output runs/notes"),
         ("answers to prompts, through adapters", "llmcli finetune -m gpt2 --data qa.jsonl --lora 8 --output runs/qa"),
+        ("a classifier of labelled texts", "llmcli finetune --task classify --data reviews.jsonl --output runs/mood"),
         ("go on after a stop", "llmcli finetune --data notes/ --output runs/notes --resume auto"),
     ],
 )
@@ -37,6 +41,12 @@ RATE, LORA_RATE = 3e-4, 2e-3
 @option("--data", multiple=True, metavar="PATH", help="A .txt or .jsonl file, a directory, or '-'; FILES are more.")
 @option("--val", multiple=True, metavar="PATH", help="Validation data, instead of a part of --data.")
 @option("--val-fraction", type=Number(0, 0.5), default=0.05, help="Hold out this share of the data.")
+@option(
+    "--task",
+    type=click.Choice(["lm", "classify"]),
+    default="lm",
+    help="Learn text, or the labels of texts with a head on the last token.",
+)
 @option("--lora", type=click.IntRange(1), metavar="RANK", help="Train adapters of this rank and merge them.")
 @option("--lora-alpha", type=Number(0, min_open=True), help="Adapters count alpha / RANK. [default: twice the rank]")
 @option("--lora-targets", metavar="NAMES", help="Layers to adapt, such as c_attn,c_proj. [default: all in the blocks]")
@@ -59,14 +69,16 @@ def command(
     data: tuple[str, ...],
     val: tuple[str, ...],
     val_fraction: float,
+    task: str,
     run: Run,
     choice: ModelChoice,
     **flags: Any,
 ) -> None:
     """Go on training a model; --output becomes a model directory with plain weights.
 
-    The data are whole texts (.txt, or JSONL with "text"), or examples in JSONL: "prompt" and "completion", of which the
-    completion is learned, or "messages", of which the assistant's are.
+    The data are whole texts (.txt, or JSONL with "text"), or examples in JSONL: "prompt" and "completion", of which
+    the completion is learned, or "messages", of which the assistant's are. With --task classify they are "text" and
+    "label", and the result is a model for 'llmcli classify'.
     """
     if not (data or files):
         raise InputError("expected examples or text, got none; pass --data PATH, or '-' for standard input")
@@ -77,11 +89,11 @@ def command(
     records, val_records = list(learning.records((*data, *files))), list(learning.records(val))
     loaded = load(choice, flags["dropout"])
     finetuning.check_output(Path(run.output), loaded)
-    began = finetuning.origin(loaded, "lm", adapters)
+    material = (classes if task == "classify" else language)(loaded, records, val_records, val_fraction, flags)
+    began = finetuning.origin(loaded, task, adapters, material.labels)
     start = run.start()
     if start is not None:
         finetuning.check_origin(start, began)
-    material = language(loaded, records, val_records, val_fraction, flags)
     per_step = flags["batch_size"] * flags["grad_accum"]
     flags["lr"] = flags["lr"] or (RATE if adapters is None else LORA_RATE)
     dtype = learning.PRECISIONS[choice.dtype]
@@ -91,18 +103,24 @@ def command(
         ctx_size=material.ctx_size,
         dtype=dtype,
     )
-    export = finetuning.adapt(loaded.model, adapters, flags["seed"]) if adapters else None
-    trainer = training.Trainer(loaded.model, material.batches, recipe, export=export)
+    model, export = finetuning.prepare(loaded.model, adapters, material.labels, flags["seed"])
+    trainer = training.Trainer(model, material.batches, recipe, export=export)
     if start is not None:
         trainer.restore(start)
     learning.announce(trainer, material.amount)
+    evaluate: Callable[[], Any] | None = None
+    if material.validation is not None:
+        evaluate = functools.partial(trainer.evaluate, material.validation)
+        if material.labels is not None:
+            evaluate = functools.partial(finetuning.evaluate_classes, trainer, material.validation, material.labels)
     learning.follow(
         trainer,
         finetuning.files(loaded, began, dtype, material.template),
         run,
         kind="finetune",
-        evaluate=functools.partial(trainer.evaluate, material.validation) if material.validation else None,
-        describe=learning.loss_in_words,
+        evaluate=evaluate,
+        describe=learning.loss_in_words if material.labels is None else figures_in_words,
+        table=None if material.labels is None else figures_as_table,
     )
 
 
@@ -115,6 +133,7 @@ class Material:
     ctx_size: int
     amount: str
     template: ChatTemplate | None = None
+    labels: list[str] | None = None
 
 
 def adapters_of(flags: dict[str, Any]) -> LoRA | None:
@@ -185,3 +204,52 @@ def language(
         validation = batches.held_out_rows(learning.encode_examples(loaded.tokenizer, held, ctx_size), n_bytes)
     every = batches.Rows(rows, flags["seed"])
     return Material(every, validation, ctx_size, f"{len(rows)} training examples", template)
+
+
+def classes(
+    loaded: Loaded,
+    records: list[tuple[str, Any]],
+    val_records: list[tuple[str, Any]],
+    val_fraction: float,
+    flags: dict[str, Any],
+) -> Material:
+    """Texts with labels, whose last token is taught the label."""
+    from llmcli import batches, classification, examples, finetuning
+
+    given, held = ([examples.labelled(one, name) for name, one in some] for some in (records, val_records))
+    if not val_records:
+        given, held = finetuning.hold_out(given, val_fraction, flags["seed"])
+    labels = finetuning.label_names(given, held)
+    ctx_size = finetuning.context(loaded, flags["ctx_size"])
+
+    def rows(some: list[examples.Labelled]) -> list[batches.Row]:
+        ids, n_cut = classification.encode(loaded.tokenizer, [one.text for one in some], ctx_size)
+        if n_cut:
+            terminal.note(f"{n_cut} of {len(some)} texts lost their end: over {ctx_size} tokens")
+        return finetuning.class_rows(ids, [labels.index(one.label) for one in some])
+
+    validation = batches.held_out_rows(rows(held), sum(len(one.text.encode()) for one in held)) if held else None
+    every = batches.Rows(rows(given), flags["seed"])
+    amount = f"{len(given)} training texts of {len(labels)} classes"
+    return Material(every, validation, ctx_size, amount, labels=labels)
+
+
+def figures_in_words(evaluation: ClassEvaluation) -> str:
+    """The figures of a validation in a line."""
+    return (
+        f"validation loss {evaluation.val_loss:.4f}, accuracy {100 * evaluation.val_accuracy:.2f} %, "
+        f"macro F1 {evaluation.val_macro_f1:.4f}"
+    )
+
+
+def figures_as_table(evaluation: ClassEvaluation) -> str:
+    """A row per class with its part of the confusion matrix, and a row of means."""
+    found = evaluation.val_figures
+    rows = [
+        [label, *(f"{one[key]:.4f}" for key in FIGURES), str(int(one["support"])), *map(str, found.confusion[number])]
+        for number, (label, one) in enumerate(found.classes.items())
+    ]
+    support = str(sum(int(one["support"]) for one in found.classes.values()))
+    rows.append(["macro", *(f"{found.macro[key]:.4f}" for key in FIGURES), support, *[""] * len(found.labels)])
+    header = ["class", *FIGURES, "texts", *(f"as {label}" for label in found.labels)]
+    return terminal.table(header, rows, right=range(1, len(header)))

@@ -142,10 +142,12 @@ def follow(
     kind: str,
     evaluate: Callable[[], Any] | None,
     describe: Callable[[Any], str],
+    table: Callable[[Any], str] | None = None,
 ) -> None:
     """Train to the end of the recipe or to Ctrl-C, with progress, log and checkpoints; then print the summary.
 
-    `evaluate` makes a report, a dataclass with the field `step`, which `describe` puts into words.
+    `evaluate` makes a report, a dataclass with the field `step`, which `describe` puts into words; the last one is also
+    shown as a `table` on stderr.
     """
     from llmcli import training
 
@@ -172,6 +174,8 @@ def follow(
                     trainer.save(Path(run.output), files)
                     terminal.note(f"stopped after step {trainer.steps_done} of {iters}; saved in {run.output}")
                     break
+        if table is not None and evaluation is not None:
+            terminal.note(table(evaluation).rstrip())
         summary = {
             "schema": f"llmcli/{kind}/1",
             "output": run.output,

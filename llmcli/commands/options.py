@@ -53,7 +53,7 @@ class ModelChoice(Engine):
     model: str | None
     offline: bool
 
-    def load(self) -> Loaded:
+    def load(self, *, classifier: bool = False) -> Loaded:
         """Load the model and its tokenizer, with progress on stderr. Raises ModelError and ResourceError."""
         self.prepare()
         from llmcli import loading
@@ -66,6 +66,7 @@ class ModelChoice(Engine):
                 device=self.device,
                 dtype=self.dtype,
                 offline=self.offline,
+                classifier=classifier,
                 progress=progress,
             )
 

@@ -244,6 +244,10 @@ class GPT2(nn.Module):
         """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
         return self._head(*self._blocks(ids, None))
 
+    def hidden(self, ids: Tensor) -> Tensor:
+        """What the head reads, at every position: ids (B,T) → (B,T,C) after the final norm."""
+        return self._normed(*self._blocks(ids, None))
+
     def start(
         self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None
     ) -> tuple[Tensor, KVCache]:
@@ -379,12 +383,16 @@ class GPT2(nn.Module):
 
     def _head(self, x: Tensor, update: Tensor) -> Tensor:
         """The final norm and the vocabulary projection: (...,C) → (...,V)."""
-        normed, _ = add_layer_norm(update, x, self.ln_f.weight, self.ln_f.bias, eps=self.ln_f.eps)
+        normed = self._normed(x, update)
         if not self.config.tie_word_embeddings:
             return self.lm_head.project(normed)
         if self._packed_head is not None:
             return linear(normed, self._packed_head, None, self.config.vocab_size)
         return F.linear(normed, self.wte.weight)
+
+    def _normed(self, x: Tensor, update: Tensor) -> Tensor:
+        """The final norm: (...,C) → (...,C)."""
+        return add_layer_norm(update, x, self.ln_f.weight, self.ln_f.bias, eps=self.ln_f.eps)[0]
 
     def _positions(self, like: Tensor) -> Tensor:
         """The table of position embeddings, (n_positions, C)."""

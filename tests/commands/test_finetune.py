@@ -151,3 +151,82 @@ def test_resuming_needs_the_same_beginning(tiny_gpt2: Path, folder: Path) -> Non
     code, _, err = finetune(tiny_gpt2, folder, "text.txt", "--lora", "3", "--resume", "auto")
     assert code == 5
     assert '"rank": 2' in err
+
+
+LABELS = [{"text": f"{n} {word} {n}", "label": word == "ship"} for n in range(16) for word in ("ship", "captain")]
+
+
+@pytest.fixture
+def labelled(folder: Path) -> Path:
+    """The folder with texts of two classes that differ in one word."""
+    names = {True: "thing", False: "person"}
+    lines = [json.dumps({**one, "label": names[bool(one["label"])]}) + "\n" for one in LABELS]
+    (folder / "labelled.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("flags", [["--lr", "0.003"], [*LORA, "--lr", "0.01"]])
+def test_learns_to_classify(tiny_gpt2: Path, labelled: Path, flags: list[str], shell: Callable[..., Result]) -> None:
+    more = ["--task", "classify", "--iters", "30", "--batch-size", "8", "--json"]
+    code, out, err = finetune(tiny_gpt2, labelled, "labelled.jsonl", *flags, *more)
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["val_accuracy"] == summary["val_macro_f1"] == 1
+    assert summary["val_figures"]["labels"] == ["person", "thing"]
+    done = shell(f"printf '3 ship 5\\n9 captain 9\\n' | llmcli classify -m {labelled}/model")
+    assert done.code == 0, done.err
+    answers = [line.split("\t") for line in done.out.splitlines()]
+    assert [label for label, _ in answers] == ["thing", "person"]
+    assert all(0.8 < float(p) <= 1 for _, p in answers)
+
+
+def test_classifier_resumes_to_the_same_weights_and_keeps_its_labels(
+    tiny_gpt2: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--task", "classify", *LORA]
+    assert finetune(tiny_gpt2, labelled, "labelled.jsonl", *flags, "--output", str(labelled / "whole"))[0] == 0
+    step = training.Trainer.step
+
+    def fail_at_four(trainer: training.Trainer) -> training.Step:
+        if trainer.steps_done == 3:
+            raise InputError("stopped here")
+        return step(trainer)
+
+    begun = [*flags, "--save-every", "3", "--resume", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "step", fail_at_four)
+        assert finetune(tiny_gpt2, labelled, "labelled.jsonl", *begun)[0] == 2
+    code, _, err = finetune(tiny_gpt2, labelled, "labelled.jsonl", *begun)
+    assert code == 0, err
+    assert same(labelled / "whole", labelled / "model")
+    (labelled / "other.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n')
+    code, _, err = finetune(tiny_gpt2, labelled, "other.jsonl", *begun, "--val-fraction", "0")
+    assert code == 5
+    assert 'labels ["person", "thing"]' in err
+
+
+def test_figures_of_classes_on_stderr(tiny_gpt2: Path, labelled: Path) -> None:
+    given = ["--data", str(labelled / "labelled.jsonl"), "--output", str(labelled / "model"), "--iters", "1"]
+    result = CliRunner().invoke(cli, ["finetune", "-m", str(tiny_gpt2), "--task", "classify", *given])
+    assert result.exit_code == 0, result.stderr
+    for words in ("macro F1", "precision", "as person", "as thing", "\nmacro"):
+        assert words in result.stderr
+    assert "accuracy" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("data", "val", "words"),
+    [
+        ("text.txt", None, "text.txt: expected JSONL with text and label"),
+        ("pairs.jsonl", None, "pairs.jsonl:1: expected a label"),
+        ("labelled.jsonl", '{"text": "a", "label": "animal"}', "val.jsonl:1: the label 'animal'"),
+    ],
+)
+def test_classify_refuses(tiny_gpt2: Path, labelled: Path, data: str, val: str | None, words: str) -> None:
+    more = []
+    if val:
+        (labelled / "val.jsonl").write_text(val)
+        more = ["--val", str(labelled / "val.jsonl")]
+    code, out, err = finetune(tiny_gpt2, labelled, data, "--task", "classify", *more)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
