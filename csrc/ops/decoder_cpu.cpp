@@ -11,7 +11,22 @@ namespace llmcli {
 namespace {
 
 enum Activation : int64_t { kGelu, kGeluTanh, kSiluGate };
-enum Phase : size_t { kNorm1, kQkv, kAttend, kMerge, kOut, kNorm2, kUp, kGate, kDown, kPhases };
+enum Phase : size_t {
+  kNorm1,
+  kQkvInput,
+  kQkv,
+  kAttend,
+  kMerge,
+  kOutInput,
+  kOut,
+  kNorm2,
+  kUpInput,
+  kUp,
+  kGate,
+  kDownInput,
+  kDown,
+  kPhases
+};
 enum Part : size_t { kWeight1, kBias1, kQkvWeight, kQkvBias, kOutWeight, kOutBias, kWeight2, kBias2 };
 enum MorePart : size_t { kUpWeight = kBias2 + 1, kUpBias, kDownWeight, kDownBias, kParts };
 
@@ -113,21 +128,26 @@ class Stack {
     logits_ = logits;
     lay_out();
     std::vector<int64_t> ends;
-    ends.reserve(blocks_.size() * kPhases + 2);
+    ends.reserve(blocks_.size() * kPhases + 3);
     int64_t count = 0;
     const auto add = [&](int64_t items) { ends.push_back(count += items); };
     for (const Block& block : blocks_) {
       add(rows_);
+      add(block.qkv.preparations(rows_));
       add(block.qkv.items(rows_));
       add(split_ ? attention_items_ * cpu::attention_blocks(attention_) : attention_items_);
       add(split_ ? attention_items_ : 0);
+      add(block.out.preparations(rows_));
       add(block.out.items(rows_));
       add(rows_);
+      add(block.up.preparations(rows_));
       add(block.up.items(rows_));
       add(activation_ == kSiluGate ? rows_ : 0);
+      add(block.down.preparations(rows_));
       add(block.down.items(rows_));
     }
     add(B_);
+    add(head_->preparations(B_));
     add(head_->items(B_));
     run_phases(ends, [this](size_t phase, int64_t item) { this->item(phase, item); }, [](size_t, int64_t) {});
   }
@@ -164,6 +184,10 @@ class Stack {
         split_
             ? size(attention_items_ * cpu::attention_blocks(attention_) * cpu::attention_partial(attention_))
             : 0;
+    int64_t room = head_->room(B_);
+    for (const Block& block : blocks_)
+      for (const LinearLayer* layer : {&block.qkv, &block.out, &block.up, &block.down})
+        room = std::max(room, layer->room(rows_));
     const size_t sizes[] = {size(rows_ * C_) * element,
                             size(rows_ * C_) * element,
                             size(rows_ * C_) * element,
@@ -173,7 +197,8 @@ class Stack {
                             size(rows_ * inner_) * element,
                             size(B_ * C_) * element,
                             size(rows_ * H_) * 4,
-                            partials * 4};
+                            partials * 4,
+                            size(room)};
     void** const places[] = {&stream_,
                              &normed_,
                              &update_,
@@ -183,7 +208,8 @@ class Stack {
                              &gated_,
                              &last_,
                              reinterpret_cast<void**>(&attention_.lse),
-                             reinterpret_cast<void**>(&attention_.partial)};
+                             reinterpret_cast<void**>(&attention_.partial),
+                             &room_};
     size_t bytes = 0;
     for (const size_t n : sizes) bytes += (n + 63) / 64 * 64;
     char* at = workspace(bytes);
@@ -197,31 +223,52 @@ class Stack {
 
   void item(size_t phase, int64_t i) const {
     const size_t layer = phase / kPhases;
+    const size_t kind = phase % kPhases;
     if (layer == blocks_.size())
-      return phase % kPhases == 0 ? close(i) : head_->run(last_, logits_, B_, true, i, i + 1);
+      return kind == 0   ? close(i)
+             : kind == 1 ? prepare(*head_, last_, B_, i)
+                         : run(*head_, last_, logits_, B_, i);
     const Block& block = blocks_[layer];
-    switch (static_cast<Phase>(phase % kPhases)) {
+    const void* const wide = activation_ == kSiluGate ? gated_ : hidden_;
+    switch (static_cast<Phase>(kind)) {
       case kNorm1:
         return norm(block.norm_1, layer == 0, i);
+      case kQkvInput:
+        return prepare(block.qkv, normed_, rows_, i);
       case kQkv:
         return project(block.qkv, layer, i);
       case kAttend:
         return attend(layer, split_ ? cpu::AttentionPass::split : cpu::AttentionPass::whole, i);
       case kMerge:
         return attend(layer, cpu::AttentionPass::merge, i);
+      case kOutInput:
+        return prepare(block.out, mixed_, rows_, i);
       case kOut:
-        return block.out.run(mixed_, update_, rows_, true, i, i + 1);
+        return run(block.out, mixed_, update_, rows_, i);
       case kNorm2:
         return norm(block.norm_2, false, i);
+      case kUpInput:
+        return prepare(block.up, normed_, rows_, i);
       case kUp:
         return up(block.up, i);
       case kGate:
         return gate(i);
+      case kDownInput:
+        return prepare(block.down, wide, rows_, i);
       case kDown:
-        return block.down.run(activation_ == kSiluGate ? gated_ : hidden_, update_, rows_, true, i, i + 1);
+        return run(block.down, wide, update_, rows_, i);
       case kPhases:
         break;
     }
+  }
+
+  void prepare(const LinearLayer& layer, const void* x, int64_t rows, int64_t row) const {
+    layer.prepare(x, rows, room_, row, row + 1);
+  }
+
+  void run(const LinearLayer& layer, const void* x, void* y, int64_t rows, int64_t i,
+           bool with_bias = true) const {
+    layer.run(x, y, rows, room_, with_bias, i, i + 1);
   }
 
   // The norm of stream + update, one row; the sum becomes the stream.
@@ -262,7 +309,7 @@ class Stack {
 
   // A panel of q, k and v; k and v also go to the cache.
   void project(const LinearLayer& qkv, size_t layer, int64_t i) const {
-    qkv.run(normed_, qkv_, rows_, true, i, i + 1);
+    run(qkv, normed_, qkv_, rows_, i);
     const LinearLayer::Part part = qkv.part(rows_, i);
     const int64_t end = part.column + part.columns;
     for (int64_t column = std::max(part.column, H_ * D_); column < end;) {
@@ -291,7 +338,7 @@ class Stack {
   // A panel of the wide layer and, unless it is gated, its activation, which adds the bias.
   void up(const LinearLayer& up, int64_t i) const {
     const bool gated = activation_ == kSiluGate;
-    up.run(normed_, hidden_, rows_, gated, i, i + 1);
+    run(up, normed_, hidden_, rows_, i, gated);
     if (gated) return;
     const LinearLayer::Part part = up.part(rows_, i);
     cpu::GeluArgs a{};
@@ -335,7 +382,7 @@ class Stack {
   cpu::AttentionArgs attention_{};
   int64_t attention_items_, scratch_;
   bool split_;
-  void *stream_, *normed_, *update_, *qkv_, *mixed_, *hidden_, *gated_, *last_, *logits_;
+  void *stream_, *normed_, *update_, *qkv_, *mixed_, *hidden_, *gated_, *last_, *logits_, *room_;
 };
 
 // x and update (B,T,C), a cache (layers,2,B,S,G,D) that each row fills from its length on → logits (B,V) of

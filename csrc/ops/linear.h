@@ -1,4 +1,4 @@
-// A packed linear layer as bindings run it: alone, or as one of many in a decoder stack.
+// A packed linear layer of any precision as bindings run it: alone, or as one of many in a decoder stack.
 #pragma once
 #include <optional>
 
@@ -9,22 +9,29 @@ namespace llmcli {
 class LinearLayer {
  public:
   static constexpr int64_t kPanel = 64, kRows = 48;  // columns and rows of one item
+  static_assert(kPanel == cpu::kQuantizedPanel && kRows == cpu::kQuantizedBlock,
+                "one cut for all precisions");
 
-  // packed is linear_pack of (outputs, inputs); bias is null or (outputs), both in `dtype`.
-  LinearLayer(const Tensor& packed, const Tensor* bias, int64_t inputs, int64_t outputs, ScalarType dtype) {
+  // packed is linear_pack or linear_quantized_pack of (outputs, inputs), which its dtype and size tell; bias
+  // is null or (outputs), in `dtype`, that of x and y.
+  LinearLayer(const Tensor& packed, const Tensor* bias, int64_t inputs, int64_t outputs, ScalarType dtype)
+      : inputs_(inputs), outputs_(outputs), dtype_(dtype_of(dtype, "linear")) {
     STD_TORCH_CHECK(outputs >= 0, "linear: expected outputs of 0 or more");
-    args_.dtype = dtype_of(dtype, "linear");
-    args_.inputs = inputs;
-    args_.outputs = outputs;
-    STD_TORCH_CHECK(packed.scalar_type() == dtype && packed.is_contiguous() &&
-                        packed.numel() == panels(outputs) * padded(inputs, args_.dtype) * kPanel,
+    const bool plain = packed.scalar_type() == dtype;
+    const int64_t size = packed.numel();
+    if (packed.scalar_type() == ScalarType::Byte && inputs > 4)  // below, 8 and 4 bits take the same room
+      bits_ = size == panels(outputs) * cpu::quantized_panel_bytes(inputs, 8)   ? 8
+              : size == panels(outputs) * cpu::quantized_panel_bytes(inputs, 4) ? 4
+                                                                                : 0;
+    STD_TORCH_CHECK(packed.is_contiguous() &&
+                        (bits_ || (plain && size == panels(outputs) * padded(inputs, dtype_) * kPanel)),
                     "linear: packed weights do not belong to ", outputs, " outputs and ", inputs,
                     " inputs of x's dtype");
     STD_TORCH_CHECK(
         !bias || (bias->numel() == outputs && bias->is_contiguous() && bias->scalar_type() == dtype),
         "linear: expected a contiguous bias of ", outputs, " in x's dtype");
-    args_.w = packed.const_data_ptr();
-    args_.bias = bias ? bias->const_data_ptr() : nullptr;
+    w_ = packed.const_data_ptr();
+    bias_ = bias ? bias->const_data_ptr() : nullptr;
   }
 
   static int64_t panels(int64_t outputs) { return (outputs + kPanel - 1) / kPanel; }
@@ -33,13 +40,11 @@ class LinearLayer {
   }
   static int64_t blocks(int64_t rows) { return (rows + kRows - 1) / kRows; }
 
-  int64_t inputs() const { return args_.inputs; }
-  int64_t outputs() const { return args_.outputs; }
-  const void* bias() const { return args_.bias; }
-  int64_t items(int64_t rows) const { return panels(args_.outputs) * blocks(rows); }
+  const void* bias() const { return bias_; }
+  int64_t items(int64_t rows) const { return panels(outputs_) * blocks(rows); }
   // Nanoseconds of one item.
   double cost(int64_t rows) const {
-    return static_cast<double>(args_.inputs) * kPanel *
+    return static_cast<double>(inputs_) * kPanel *
            (0.05 + 0.01 * static_cast<double>(rows < kRows ? rows : kRows));
   }
 
@@ -49,24 +54,62 @@ class LinearLayer {
   };
   Part part(int64_t rows, int64_t item) const {
     const int64_t column = item / blocks(rows) * kPanel, row = item % blocks(rows) * kRows;
-    return {column, args_.outputs - column < kPanel ? args_.outputs - column : kPanel, row,
+    return {column, outputs_ - column < kPanel ? outputs_ - column : kPanel, row,
             rows - row < kRows ? rows - row : kRows};
   }
 
+  // What must be done to x before any of the items, row by row, and the bytes that it needs.
+  int64_t preparations(int64_t rows) const { return bits_ ? rows : 0; }
+  int64_t room(int64_t rows) const {
+    return bits_ ? rows * (8 * cpu::quantized_groups(inputs_, bits_) + cpu::quantized_inputs(inputs_, bits_))
+                 : 0;
+  }
+  void prepare(const void* x, int64_t rows, void* room, int64_t begin, int64_t end) const {
+    cpu::active().linear_quantized_rows(quantized(x, nullptr, rows, room), begin, end);
+  }
+
   // Items [begin, end) of y = x W^T (+ bias): x (rows, inputs) and y (rows, outputs), both contiguous.
-  void run(const void* x, void* y, int64_t rows, bool with_bias, int64_t begin, int64_t end) const {
-    cpu::LinearArgs a = args_;
+  void run(const void* x, void* y, int64_t rows, void* room, bool with_bias, int64_t begin,
+           int64_t end) const {
+    if (bits_) {
+      cpu::QuantizedLinearArgs a = quantized(x, y, rows, room);
+      if (with_bias) a.bias = bias_;
+      return cpu::active().linear_quantized(a, begin, end);
+    }
+    cpu::LinearArgs a{};
     a.x = x;
+    a.w = w_;
+    a.bias = with_bias ? bias_ : nullptr;
     a.y = y;
     a.rows = rows;
-    a.x_stride = a.inputs;
-    a.y_stride = a.outputs;
-    if (!with_bias) a.bias = nullptr;
+    a.inputs = a.x_stride = inputs_;
+    a.outputs = a.y_stride = outputs_;
+    a.dtype = dtype_;
     cpu::active().linear(a, begin, end);
   }
 
  private:
-  cpu::LinearArgs args_{};
+  cpu::QuantizedLinearArgs quantized(const void* x, void* y, int64_t rows, void* room) const {
+    const int64_t groups = cpu::quantized_groups(inputs_, bits_);
+    cpu::QuantizedLinearArgs a{};
+    a.x = x;
+    a.w = static_cast<const uint8_t*>(w_);
+    a.y = y;
+    a.scales = static_cast<float*>(room);
+    a.starts = reinterpret_cast<int32_t*>(a.scales + rows * groups);
+    a.q = reinterpret_cast<int8_t*>(a.starts + rows * groups);
+    a.rows = rows;
+    a.inputs = inputs_;
+    a.outputs = outputs_;
+    a.dtype = dtype_;
+    a.bits = bits_;
+    return a;
+  }
+
+  const void *w_, *bias_;
+  int64_t inputs_, outputs_;
+  cpu::DType dtype_;
+  int bits_ = 0;  // of a quantised weight
 };
 
 }  // namespace llmcli

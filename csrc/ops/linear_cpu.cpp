@@ -29,6 +29,8 @@ Tensor linear_pack(const Tensor& weight) {
 // x (..., K), packed of (N, K), bias (N) → (..., N).
 Tensor linear(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias, int64_t outputs) {
   STD_TORCH_CHECK(x.dim() >= 1, "linear: expected x (..., K)");
+  STD_TORCH_CHECK(packed.scalar_type() == x.scalar_type(),
+                  "linear: packed weights do not belong to x's dtype");
   const LinearLayer layer(packed, bias ? &*bias : nullptr, x.size(x.dim() - 1), outputs, x.scalar_type());
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = outputs;
@@ -39,7 +41,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias,
   const void* const from = input.const_data_ptr();
   void* const to = y.mutable_data_ptr();
   parallel(layer.items(rows), layer.cost(rows),
-           [&](int64_t begin, int64_t end) { layer.run(from, to, rows, true, begin, end); });
+           [&](int64_t begin, int64_t end) { layer.run(from, to, rows, nullptr, true, begin, end); });
   return y;
 }
 

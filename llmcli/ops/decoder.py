@@ -10,13 +10,14 @@ from torch import Tensor
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.attention import attention
 from llmcli.ops.linear import linear
+from llmcli.ops.linear_quantized import linear_quantized, packed_bytes
 from llmcli.ops.norm import add_layer_norm, add_rms_norm
 from llmcli.ops.registry import define
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu_gate")
 
-# Of one block, in this order; an empty tensor where a model has no such part. Matrices are packed, `qkv` holds the rows
-# of q, k and v one after the other, `up` of a gated layer those of gate and up.
+# Of one block, in this order; an empty tensor where a model has no such part. Matrices are packed, in any precision;
+# `qkv` holds the rows of q, k and v one after the other, `up` of a gated layer those of gate and up.
 PARTS = (
     *("norm_1", "norm_1_bias", "qkv", "qkv_bias", "out", "out_bias"),
     *("norm_2", "norm_2_bias", "up", "up_bias", "down", "down_bias"),
@@ -71,19 +72,26 @@ def _fallback(
     for layer, scale in enumerate(scales):
         block = dict(zip(PARTS, parts[layer * len(PARTS) :], strict=False))
         normed, x = norm(block["norm_1"], block["norm_1_bias"])
-        qkv = linear(normed, block["qkv"], _present(block["qkv_bias"]), (heads + 2 * G) * D)
+        qkv = _linear(normed, block["qkv"], _present(block["qkv_bias"]), (heads + 2 * G) * D)
         q, k, v = qkv.view(B, T, heads + 2 * G, D).split([heads, G, G], 2)
         cache[layer, 0][rows, positions] = k
         cache[layer, 1][rows, positions] = v
         mixed = attention(
             q, cache[layer, 0, :, :end], cache[layer, 1, :, :end], scale=scale, causal=True, k_lengths=first + T
         )
-        update = linear(mixed.view(B, T, heads * D), block["out"], _present(block["out_bias"]), C)
+        update = _linear(mixed.view(B, T, heads * D), block["out"], _present(block["out_bias"]), C)
         normed, x = norm(block["norm_2"], block["norm_2_bias"])
-        hidden = linear(normed, block["up"], None, 2 * inner if ACTIVATIONS[activation] == "silu_gate" else inner)
-        update = linear(activate(hidden, _present(block["up_bias"])), block["down"], _present(block["down_bias"]), C)
+        hidden = _linear(normed, block["up"], None, 2 * inner if ACTIVATIONS[activation] == "silu_gate" else inner)
+        update = _linear(activate(hidden, _present(block["up_bias"])), block["down"], _present(block["down_bias"]), C)
     x, update = x[:, -1], update[:, -1]
-    return linear(norm(parts[-3], parts[-2])[0], parts[-1], None, V)
+    return _linear(norm(parts[-3], parts[-2])[0], parts[-1], None, V)
+
+
+def _linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    if packed.dtype != torch.uint8:
+        return linear(x, packed, bias, out_features)
+    bits = 8 if packed.numel() == packed_bytes(x.shape[-1], out_features, 8) else 4
+    return linear_quantized(x, packed, bias, out_features, bits)
 
 
 def _present(part: Tensor) -> Tensor | None:

@@ -34,6 +34,11 @@ def linear_quantized(x: Tensor, packed: Tensor, bias: Tensor | None, out_feature
     return _linear(x, packed, bias, out_features, bits)  # type: ignore[no-any-return]
 
 
+def packed_bytes(in_features: int, out_features: int, bits: int) -> int:
+    """Size of the packed weights."""
+    return -(-out_features // PANEL) * _panel_bytes(in_features, bits)
+
+
 def _padded(in_features: int, bits: int) -> int:
     unit = 32 // bits
     return -(-in_features // unit) * unit

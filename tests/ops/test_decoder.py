@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.ops import decoder, linear_pack, registry
-from llmcli.ops.decoder import ACTIVATIONS, _fallback
+from llmcli.nn.quantized import quantize
+from llmcli.ops import decoder, linear_pack, linear_quantized_pack, registry
+from llmcli.ops.decoder import ACTIVATIONS, PARTS, _fallback
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYERS, C, V, CAPACITY = 2, 40, 90, 300
@@ -90,6 +91,24 @@ def test_same_bits_as_one_by_one(isa: str, lengths: list[int], T: int, dtype: to
 )
 def test_other_blocks(isa: str, changes: dict[str, Any], dtype: torch.dtype) -> None:
     assert_same(arguments([140, 20], 2, dtype=dtype, **changes))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [(8,), (4,), (8, 4, 16)], ids=str)
+def test_matrices_of_any_precision(isa: str, bits: tuple[int, ...], dtype: torch.dtype) -> None:
+    given = arguments([140, 20], 2, dtype=dtype, heads=(4, 2, 10))
+    widths = {"qkv": (80, C), "out": (C, 40), "up": (72, C), "down": (C, 72)}
+    g = torch.Generator().manual_seed(0)
+    for layer in range(LAYERS):
+        for n, (name, (outputs, inputs)) in enumerate(widths.items()):
+            precision = bits[n % len(bits)]
+            if precision < 16:
+                weight = torch.randn(outputs, inputs, generator=g) * inputs**-0.5
+                quantised = linear_quantized_pack(*quantize(weight, precision, name), inputs)
+                given["parts"][layer * len(PARTS) + PARTS.index(name)] = quantised
+    head = torch.randn(V, C, generator=g)
+    given["parts"][-1] = linear_quantized_pack(*quantize(head, bits[0], "head"), C)
+    assert_same(given)
 
 
 def test_float32_norms_under_a_narrower_x() -> None:
