@@ -7,7 +7,7 @@ positions, H heads, D head size, C width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from llmcli.errors import ModelError
 from llmcli.nn import decoder
+from llmcli.nn.causal import CausalModel, Embedding
 from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
-from llmcli.ops import add_layer_norm, attention, gelu, linear, linear_pack, softmax
-
-# Prompts are read in pieces of this many positions, always counted from position 0, so that memory stays bounded.
-CHUNK = 512
+from llmcli.ops import add_layer_norm, attention, gelu
 
 ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu_new": lambda x, bias: gelu(x, bias, approximate="tanh"),
@@ -61,6 +59,16 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
     position_embedding_type: str = "learned"
+
+    @property
+    def n_kv_head(self) -> int:
+        """Heads of keys and values: as many as of queries."""
+        return self.n_head
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.n_embd // self.n_head
 
     # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
     REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}  # noqa: RUF012
@@ -108,13 +116,6 @@ def _is(kind: str, value: Any) -> bool:
     if kind == "str":
         return isinstance(value, str)
     return (value is None and kind == "int | None") or (isinstance(value, int) and value > 0)
-
-
-class Embedding(nn.Embedding):
-    """nn.Embedding without random weights: they come from a checkpoint or from `GPT2.initialize`."""
-
-    def reset_parameters(self) -> None:
-        """Leave the memory as it is, so that a model on the meta device costs nothing."""
 
 
 class Attention(nn.Module):
@@ -193,7 +194,7 @@ class Block(nn.Module):
         return F.dropout(update, self.resid_pdrop) if self.training else update
 
 
-class GPT2(nn.Module):
+class GPT2(CausalModel):
     """The whole model; its parameters hold whatever was in memory until a checkpoint or `initialize` fills them."""
 
     Config = GPT2Config
@@ -209,8 +210,11 @@ class GPT2(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self._sinusoids: Tensor | None = None
-        self._packed_head: Tensor | None = None
-        self._stack: DecoderStack | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """The token embeddings (V,C)."""
+        return self.wte.weight
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> GPT2:
@@ -229,102 +233,6 @@ class GPT2(nn.Module):
                 scale = 1 / math.sqrt(2 * self.config.n_layer) if residual else 1.0
                 parameter.normal_(0.0, self.config.initializer_range * scale, generator=generator)
         return self
-
-    def pack(self) -> GPT2:
-        """Pack every matrix for the CPU kernel; from now on the model only runs forward and cannot be saved."""
-        if self.config.tie_word_embeddings:
-            self._packed_head = linear_pack(self.wte.weight.detach())
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack()
-        self._stack = self._describe()
-        return self
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
-        return self._head(*self._blocks(ids, None))
-
-    def hidden(self, ids: Tensor) -> Tensor:
-        """What the head reads, at every position: ids (B,T) → (B,T,C) after the final norm."""
-        return self._normed(*self._blocks(ids, None))
-
-    def start(
-        self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None
-    ) -> tuple[Tensor, KVCache]:
-        """Read prompts: ids (B,T), right-padded when lengths (B,) are given → logits (B,V) of each last token, state.
-
-        capacity is the number of positions that the state can ever hold (n_positions if not given).
-        """
-        config = self.config
-        weight = self.wte.weight
-        cache = KVCache(
-            config.n_layer,
-            ids.shape[0],
-            config.n_positions if capacity is None else capacity,
-            config.n_head,
-            config.n_embd // config.n_head,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-        ends = [ids.shape[1]] * ids.shape[0] if lengths is None else lengths.tolist()
-        if not ends or min(ends) < 1 or max(ends) > ids.shape[1]:
-            raise ValueError(f"expected rows of 1 to {ids.shape[1]} tokens; got lengths {ends}")
-        if cache.capacity > config.n_positions or max(ends) > cache.capacity:
-            raise ValueError(f"expected {max(ends)} <= capacity {cache.capacity} <= n_positions {config.n_positions}")
-        ids = ids[:, : max(ends)]
-        last: list[tuple[Tensor, Tensor]] = [(weight[0], weight[0])] * len(ends)
-        for begin in range(0, ids.shape[1], CHUNK):
-            x, update = self._blocks(ids[:, begin : begin + CHUNK], cache)
-            for row, end in enumerate(ends):
-                if begin < end <= begin + CHUNK:
-                    last[row] = (x[row, end - 1 - begin], update[row, end - 1 - begin])
-        cache.set_lengths(ends)
-        x, update = (torch.stack(parts) for parts in zip(*last, strict=True))
-        return self._head(x, update), cache
-
-    def step(self, ids: Tensor, state: KVCache) -> Tensor:
-        """Continue every row: ids (B,T), T >= 1, and the state of `start` → logits (B,V) after the last of them."""
-        if self._stack is not None and ids.numel() <= DecoderStack.ROWS and not torch.is_grad_enabled():
-            return self._stack.step(*self._embed(ids, state), state)
-        for begin in range(0, ids.shape[1], CHUNK):
-            x, update = self._blocks(ids[:, begin : begin + CHUNK], state)
-        return self._head(x[:, -1], update[:, -1])
-
-    def logprobs(self, ids: Tensor, first: int = 1) -> Tensor:
-        """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32.
-
-        Holds the logits of CHUNK positions at a time.
-        """
-        pieces, begin = [], first
-        for rows in self.distributions(ids, first):
-            pieces.append(rows.gather(-1, ids[:, begin : begin + rows.shape[1], None])[..., 0])
-            begin += rows.shape[1]
-        return torch.cat(pieces, 1) if pieces else self.wte.weight.new_zeros(ids.shape[0], 0, dtype=torch.float32)
-
-    def distributions(self, ids: Tensor, first: int = 1) -> Iterator[Tensor]:
-        """log p(. | ids[..t-1]) for t = first to T-1, in order: ids (B,T) → pieces (B,n,V) float32, n <= CHUNK."""
-        x, update = (part[:, first - 1 :] for part in self._blocks(ids[:, :-1], None))
-        for begin in range(0, x.shape[1], CHUNK):
-            logits = self._head(x[:, begin : begin + CHUNK], update[:, begin : begin + CHUNK]).float()
-            yield softmax(logits, log=True)
-
-    def flops(self, n: int, past: int) -> int:
-        """Floating-point operations of reading n tokens of one row after `past` others; logits of the last only.
-
-        A weight costs 2 per token, a query 4 * C per layer for each key it sees.
-        """
-        matrices = sum(m.in_features * m.out_features for m in self.h.modules() if isinstance(m, Linear))
-        keys = n * past + n * (n + 1) // 2
-        c = self.config
-        return 2 * n * matrices + 4 * c.n_embd * c.n_layer * keys + 2 * c.n_embd * c.vocab_size
-
-    def bytes_read(self, past: int, batch: int) -> int:
-        """Bytes that one step must read: every weight that is multiplied by, and each row's keys and values."""
-        size = self.wte.weight.element_size()
-        matrices = sum(m.in_features * m.out_features for m in self.h.modules() if isinstance(m, Linear))
-        vectors = sum(p.numel() for p in self.parameters() if p.dim() == 1)
-        keys_and_values = 2 * batch * past * self.config.n_layer * self.config.n_embd
-        return size * (matrices + vectors + self.wte.weight.numel() + keys_and_values)
 
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names and layouts of Hugging Face's GPT2LMHeadModel or GPT2Model → this module's, without copying."""
@@ -366,11 +274,14 @@ class GPT2(nn.Module):
         positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
         return x, self._positions(x)[positions].expand_as(x)
 
-    def _describe(self) -> DecoderStack | None:
-        """The packed model as one operator takes it, the path of short steps; None if it lacks the activation."""
+    def _normed(self, x: Tensor, update: Tensor) -> Tensor:
+        """The last norm, of x + update."""
+        return add_layer_norm(update, x, self.ln_f.weight, self.ln_f.bias, eps=self.ln_f.eps)[0]
+
+    def _describe(self, head: Tensor) -> DecoderStack | None:
+        """The packed model as one operator takes it; None if it lacks the activation."""
         config = self.config
-        head = self._packed_head if config.tie_word_embeddings else self.lm_head.packed
-        if head is None or config.activation_function not in FUSED:
+        if config.activation_function not in FUSED:
             return None
         return DecoderStack(
             [block.describe() for block in self.h],  # type: ignore[operator]
@@ -380,19 +291,6 @@ class GPT2(nn.Module):
             n_heads=config.n_head,
             activation=FUSED[config.activation_function],
         )
-
-    def _head(self, x: Tensor, update: Tensor) -> Tensor:
-        """The final norm and the vocabulary projection: (...,C) → (...,V)."""
-        normed = self._normed(x, update)
-        if not self.config.tie_word_embeddings:
-            return self.lm_head.project(normed)
-        if self._packed_head is not None:
-            return linear(normed, self._packed_head, None, self.config.vocab_size)
-        return F.linear(normed, self.wte.weight)
-
-    def _normed(self, x: Tensor, update: Tensor) -> Tensor:
-        """The final norm: (...,C) → (...,C)."""
-        return add_layer_norm(update, x, self.ln_f.weight, self.ln_f.bias, eps=self.ln_f.eps)[0]
 
     def _positions(self, like: Tensor) -> Tensor:
         """The table of position embeddings, (n_positions, C)."""

@@ -12,6 +12,7 @@ import torch
 from llmcli.errors import ModelError
 from llmcli.models import MODELS, gpt2, model_class
 from llmcli.models.gpt2 import GPT2, GPT2Config, sinusoids
+from llmcli.nn import causal
 from llmcli.nn.decoder import DecoderStack
 from llmcli.ops import registry
 from tests.tiny import TINY
@@ -64,7 +65,7 @@ def test_chunked_prefill_equals_whole(
     chunk: int, model: GPT2, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = model(ids)
-    monkeypatch.setattr(gpt2, "CHUNK", chunk)
+    monkeypatch.setattr(causal, "CHUNK", chunk)
     got, state = model.start(ids[:, :39])
     close(got, logits[:, 38])
     close(model.step(ids[:, 39:], state), logits[:, 39])
@@ -114,7 +115,7 @@ def test_select(rows: list[int], lengths: list[int], model: GPT2, ids: torch.Ten
 def test_logprobs(model: GPT2, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.log_softmax(model(ids)[:, :-1].double(), -1).gather(-1, ids[:, 1:, None])[..., 0].float()
     close(model.logprobs(ids), expected)
-    monkeypatch.setattr(gpt2, "CHUNK", 16)
+    monkeypatch.setattr(causal, "CHUNK", 16)
     close(model.logprobs(ids), expected)
     for first in (2, 17, 39, 40):
         close(model.logprobs(ids, first), expected[:, first - 1 :])
@@ -265,7 +266,7 @@ def test_bits_do_not_depend_on_chunks_batches_or_steps(
 ) -> None:
     model = build().to(dtype).pack()
     logits = model(ids)
-    monkeypatch.setattr(gpt2, "CHUNK", chunk)
+    monkeypatch.setattr(causal, "CHUNK", chunk)
     got, state = model.start(ids[:, :30])
     assert torch.equal(got, logits[:, 29])
     for t in range(30, 33):

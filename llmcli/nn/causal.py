@@ -1,0 +1,171 @@
+"""What decoder-only models do with their blocks: read prompts, step, score, pack, and count what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcli.nn.decoder import DecoderStack
+from llmcli.nn.kv_cache import KVCache
+from llmcli.nn.linear import Linear
+from llmcli.ops import linear, linear_pack, softmax
+
+# Prompts are read in pieces of this many positions, always counted from position 0, so that memory stays bounded.
+CHUNK = 512
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding without random weights: they come from a checkpoint or from a model's `initialize`."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is, so that a model on the meta device costs nothing."""
+
+
+class CausalModel(nn.Module):
+    """The shared half of a decoder-only model.
+
+    The model itself gives `config` (n_layer, n_positions, n_head, n_kv_head, head_dim, vocab_size,
+    tie_word_embeddings), `tokens`, `_embed`, `_blocks` and `_normed`, and `lm_head` where the head is not tied.
+    """
+
+    config: Any
+    lm_head: Linear
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._packed_head: Tensor | None = None
+        self._stack: DecoderStack | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """The token embeddings (V,C)."""
+        raise NotImplementedError
+
+    def _embed(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """ids (B,T) → what enters the first block: the residual stream (B,T,C) and an update not yet added."""
+        raise NotImplementedError
+
+    def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """ids (B,T) → what leaves the last block, as in `_embed`; the cache takes in T positions."""
+        raise NotImplementedError
+
+    def _normed(self, x: Tensor, update: Tensor) -> Tensor:
+        """The last norm, of x + update."""
+        raise NotImplementedError
+
+    def _describe(self, head: Tensor) -> DecoderStack | None:
+        """The packed model as one operator takes it, the path of short steps; None where it does not fit."""
+        return None
+
+    def pack(self) -> CausalModel:
+        """Pack every matrix for the CPU kernel; from now on the model only runs forward and cannot be saved."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
+        if self.config.tie_word_embeddings:
+            self._packed_head = linear_pack(self.tokens.detach())
+        head = self._packed_head if self.config.tie_word_embeddings else self.lm_head.packed
+        self._stack = None if head is None else self._describe(head)
+        return self
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
+        return self._head(*self._blocks(ids, None))
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """What the head reads, at every position: ids (B,T) → (B,T,C) after the last norm."""
+        return self._normed(*self._blocks(ids, None))
+
+    def start(
+        self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """Read prompts: ids (B,T), right-padded when lengths (B,) are given → logits (B,V) of each last token, state.
+
+        capacity is the number of positions that the state can ever hold (n_positions if not given).
+        """
+        config, weight = self.config, self.tokens
+        cache = KVCache(
+            config.n_layer,
+            ids.shape[0],
+            config.n_positions if capacity is None else capacity,
+            config.n_kv_head,
+            config.head_dim,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        ends = [ids.shape[1]] * ids.shape[0] if lengths is None else lengths.tolist()
+        if not ends or min(ends) < 1 or max(ends) > ids.shape[1]:
+            raise ValueError(f"expected rows of 1 to {ids.shape[1]} tokens; got lengths {ends}")
+        if cache.capacity > config.n_positions or max(ends) > cache.capacity:
+            raise ValueError(f"expected {max(ends)} <= capacity {cache.capacity} <= n_positions {config.n_positions}")
+        ids = ids[:, : max(ends)]
+        last: list[tuple[Tensor, Tensor]] = [(weight[0], weight[0])] * len(ends)
+        for begin in range(0, ids.shape[1], CHUNK):
+            x, update = self._blocks(ids[:, begin : begin + CHUNK], cache)
+            for row, end in enumerate(ends):
+                if begin < end <= begin + CHUNK:
+                    last[row] = (x[row, end - 1 - begin], update[row, end - 1 - begin])
+        cache.set_lengths(ends)
+        x, update = (torch.stack(parts) for parts in zip(*last, strict=True))
+        return self._head(x, update), cache
+
+    def step(self, ids: Tensor, state: KVCache) -> Tensor:
+        """Continue every row: ids (B,T), T >= 1, and the state of `start` → logits (B,V) after the last of them."""
+        if self._stack is not None and ids.numel() <= DecoderStack.ROWS and not torch.is_grad_enabled():
+            return self._stack.step(*self._embed(ids, state), state)
+        for begin in range(0, ids.shape[1], CHUNK):
+            x, update = self._blocks(ids[:, begin : begin + CHUNK], state)
+        return self._head(x[:, -1], update[:, -1])
+
+    def logprobs(self, ids: Tensor, first: int = 1) -> Tensor:
+        """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32.
+
+        Holds the logits of CHUNK positions at a time.
+        """
+        pieces, begin = [], first
+        for rows in self.distributions(ids, first):
+            pieces.append(rows.gather(-1, ids[:, begin : begin + rows.shape[1], None])[..., 0])
+            begin += rows.shape[1]
+        return torch.cat(pieces, 1) if pieces else ids.new_zeros(ids.shape[0], 0, dtype=torch.float32)
+
+    def distributions(self, ids: Tensor, first: int = 1) -> Iterator[Tensor]:
+        """log p(. | ids[..t-1]) for t = first to T-1, in order: ids (B,T) → pieces (B,n,V) float32, n <= CHUNK."""
+        x, update = (part[:, first - 1 :] for part in self._blocks(ids[:, :-1], None))
+        for begin in range(0, x.shape[1], CHUNK):
+            logits = self._head(x[:, begin : begin + CHUNK], update[:, begin : begin + CHUNK]).float()
+            yield softmax(logits, log=True)
+
+    def flops(self, n: int, past: int) -> int:
+        """Floating-point operations of reading n tokens of one row after `past` others; logits of the last only.
+
+        A weight costs 2 per token, a query 4 * H * D per layer for each key it sees.
+        """
+        c, keys = self.config, n * past + n * (n + 1) // 2
+        per_key: int = 4 * c.n_head * c.head_dim * c.n_layer
+        return 2 * n * self._matrices() + per_key * keys + 2 * self.tokens.numel()
+
+    def bytes_read(self, past: int, batch: int) -> int:
+        """Bytes that one step must read: every weight that is multiplied by, and each row's keys and values."""
+        c = self.config
+        vectors = sum(p.numel() for p in self.parameters() if p.dim() == 1)
+        keys_and_values: int = 2 * batch * past * c.n_layer * c.n_kv_head * c.head_dim
+        return self.tokens.element_size() * (self._matrices() + vectors + self.tokens.numel() + keys_and_values)
+
+    def _matrices(self) -> int:
+        """Elements of the blocks' matrices."""
+        head = None if self.config.tie_word_embeddings else self.lm_head
+        layers = (m for m in self.modules() if isinstance(m, Linear) and m is not head)
+        return sum(m.in_features * m.out_features for m in layers)
+
+    def _head(self, x: Tensor, update: Tensor) -> Tensor:
+        """The last norm and the vocabulary projection: (...,C) → (...,V)."""
+        normed = self._normed(x, update)
+        if not self.config.tie_word_embeddings:
+            return self.lm_head.project(normed)
+        if self._packed_head is not None:
+            return linear(normed, self._packed_head, None, self.config.vocab_size)
+        return F.linear(normed, self.tokens)
