@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmcli.commands import options, terminal, texts
-from llmcli.errors import ModelError
+from llmcli.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from llmcli.loading import Loaded
+    from llmcli.scoring import Rule
 
 FIGURES = ("ppl", "nll_per_token", "bits_per_byte", "n_tokens", "n_bytes", "n_words", "word_ppl")
 
@@ -25,7 +29,12 @@ FIGURES = ("ppl", "nll_per_token", "bits_per_byte", "n_tokens", "n_bytes", "n_wo
 @click.argument("files", nargs=-1, type=click.Path(), metavar="[FILES]...")
 @options.model_options
 @texts.window_options
-@options.option("--protocol", metavar="NAME", help="The same by name: sliding:CTX/STRIDE.")
+@options.option(
+    "--protocol",
+    metavar="NAME",
+    help="sliding:CTX/STRIDE, llamacpp:CTX, hf:CTX/STRIDE, lm-eval, gpt2-paper, or all for one table. "
+    "[default: sliding]",
+)
 @options.encoding_options[0]
 @options.seed_option
 @options.output_options("text", "json", "csv")
@@ -44,29 +53,65 @@ def command(
 ) -> None:
     """Perplexity of each text and of all together, with bits per byte and a 95 % interval.
 
-    Each of FILES is a document of its own; '-' or no FILES reads stdin. A window slides over a document, so
-    that every token after the first is scored exactly once, given the tokens before it in the window. The first
-    token is context only: neither it nor its bytes count. The interval is a seeded bootstrap over blocks of
-    tokens, or over documents when there are at least 30. Equal fingerprints mean comparable perplexities.
+    Each of FILES is a document of its own; '-' or no FILES reads stdin. Unless --protocol says otherwise, a window
+    slides over a document, so that every token after the first is scored exactly once, given the tokens before it in
+    the window; the first token is context only: neither it nor its bytes count. The interval is a seeded bootstrap
+    over blocks of tokens, or over documents when there are at least 30. Equal fingerprints mean comparable
+    perplexities.
     """
     named = texts.read(files, encoding_errors)
     window = texts.stronger(protocol, ctx_size, stride)
     with terminal.open_output(output) as out:
         loaded = choice.load()
-        rule = texts.rule(*window, loaded.model.config.n_positions)
+        limit = loaded.model.config.n_positions
         from llmcli import scoring
 
-        documents, scores = texts.score(loaded, named, rule, batch_size)
-        figures = scoring.report(documents, scores, rule, seed=seed)
-        if format == "json":
-            engine = {"seed": seed, **loaded.engine()}
-            out.write(
-                terminal.to_json({"schema": "llmcli/perplexity/1", "model": loaded.name, **figures, "llmcli": engine})
-            )
+        head = {"model": loaded.name, "llmcli": {"seed": seed, **loaded.engine()}}
+        if window[0] == "all":
+            rows = [measure(loaded, named, rule, batch_size, seed) for rule in scoring.every(limit)]
+            out.write(all_of(rows, head, format))
+            figures = next((row for row in rows if row["n_tokens"] and "error" in row), {})
         else:
-            out.write(as_csv(figures) if format == "csv" else as_text(figures))
+            rule = texts.rule(*window, limit)
+            documents, scores = texts.score(loaded, named, rule, batch_size)
+            figures = scoring.report(documents, scores, rule, seed=seed)
+            if format == "json":
+                out.write(terminal.to_json({"schema": "llmcli/perplexity/1", **head, **figures}))
+            else:
+                out.write(as_csv(figures) if format == "csv" else as_text(figures))
     if "error" in figures:
         raise ModelError(f"{figures['error']}; no perplexity")
+
+
+def measure(
+    loaded: Loaded, named: list[tuple[str, str]], rule: Rule, batch_size: int | None, seed: int
+) -> dict[str, Any]:
+    """The figures under one of all protocols; a text that is too short for it has an "error" in their place."""
+    from llmcli import scoring
+
+    try:
+        documents, scores = texts.score(loaded, named, rule, batch_size)
+    except InputError as error:
+        return {"protocol": rule.describe(), "n_tokens": 0, "error": str(error)}
+    return scoring.report(documents, scores, rule, seed=seed)
+
+
+def all_of(rows: list[dict[str, Any]], head: dict[str, Any], format: str) -> str:
+    """One table of every protocol. Raises InputError where the texts are too short for each of them."""
+    if not any(row["n_tokens"] for row in rows):
+        raise InputError(str(rows[0]["error"]))
+    if format == "json":
+        return terminal.to_json({"schema": "llmcli/perplexity-all/1", **head, "results": rows})
+    if format == "csv":
+        raise InputError("--protocol all: expected --format text or json, got csv")
+    columns = ["protocol", *FIGURES, "headline", "fingerprint"]
+    cells = [
+        [row["protocol"]["name"], *(cell(row.get(figure)) for figure in FIGURES),
+         row.get("headline", {}).get("figure", "-"), row.get("fingerprint", "-")[:16]]
+        for row in rows
+    ]  # fmt: skip
+    notes = "".join(f"{row['protocol']['name']}: {row['error']}\n" for row in rows if "error" in row)
+    return terminal.table(columns, cells, right=range(1, len(FIGURES) + 1)) + notes
 
 
 def as_csv(figures: dict[str, Any]) -> str:
@@ -88,10 +133,13 @@ def as_text(figures: dict[str, Any]) -> str:
         right=range(1, len(FIGURES) + 1),
     )
     interval = f"{100 * ci['level']:.0f} % interval {cell(ci['low'])} to {cell(ci['high'])}, {ci['method']}"
+    macro = figures["macro"]
+    each = f"mean of documents: ppl {cell(macro['ppl'])}, bits_per_byte {cell(macro['bits_per_byte'])}\n"
     return (
         f"{table}\n"
+        f"{each if len(rows) > 2 else ''}"
         f"{interval if ci['low'] is not None else 'no interval: ' + ci['method']}\n"
-        f"protocol {protocol['name']}, fingerprint {figures['fingerprint']}\n"
+        f"protocol {protocol['name']}, headline {figures['headline']['figure']}, fingerprint {figures['fingerprint']}\n"
     )
 
 

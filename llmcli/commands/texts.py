@@ -86,7 +86,7 @@ def rule(protocol: str | None, ctx_size: int | None, stride: int | None, limit: 
     from llmcli import scoring
 
     if protocol is not None:
-        rule = scoring.protocol(protocol)
+        rule = scoring.protocol(protocol, limit)
     else:
         context = limit if ctx_size is None else ctx_size
         rule = scoring.Sliding(context, scoring.default_stride(context) if stride is None else stride)
@@ -98,15 +98,15 @@ def rule(protocol: str | None, ctx_size: int | None, stride: int | None, limit: 
 def score(
     loaded: Loaded, texts: Sequence[tuple[str, str]], rule: Rule, batch_size: int | None
 ) -> tuple[list[Document], list[Floats]]:
-    """Each text and its log-probabilities, with progress and warnings. Raises InputError if none has two tokens."""
+    """Each text and its log-probabilities, with progress and warnings. Raises InputError if none can be scored."""
     from llmcli import scoring
 
-    documents = [scoring.encode(name, text, loaded.tokenizer) for name, text in texts]
+    documents = [scoring.encode(name, text, loaded.tokenizer, rule) for name, text in texts]
     n_tokens = sum(document.n_tokens for document in documents)
     for document in documents:
         if not document.n_tokens:
             name = "standard input" if document.name == "-" else document.name
-            problem = f"{name}: expected at least two tokens, got {len(document.ids)}"
+            problem = f"{name}: {scoring.too_short(document, rule.least)}"
             if not n_tokens:
                 raise InputError(f"{problem}; there is nothing to score")
             terminal.note(f"warning: {problem}; left out")

@@ -4,8 +4,8 @@ Two perplexities compare only when their fingerprints are equal. Knows neither f
 """
 
 from llmcli.scoring.documents import Document, Encodes, Floats, Scores, encode, logprobs, score
-from llmcli.scoring.figures import Total, fingerprint, report, total
-from llmcli.scoring.protocols import PROTOCOLS, Rule, Sliding, Window, default_stride, protocol
+from llmcli.scoring.figures import Total, fingerprint, report, too_short, total
+from llmcli.scoring.protocols import PROTOCOLS, Rule, Sliding, Window, default_stride, every, protocol
 from llmcli.scoring.resampling import bootstrap
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     "bootstrap",
     "default_stride",
     "encode",
+    "every",
     "fingerprint",
     "logprobs",
     "protocol",
     "report",
     "score",
+    "too_short",
     "total",
 ]

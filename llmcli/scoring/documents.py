@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmcli.scoring.protocols import Rule, Window
+from llmcli.errors import InputError
+from llmcli.scoring.protocols import Rule, Sliding, Window
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -27,32 +28,56 @@ class Scores(Protocol):
 class Encodes(Protocol):
     """The half of a tokenizer that scoring needs."""
 
+    @property
+    def eos_id(self) -> int | None: ...
     def encode(self, text: str) -> list[int]: ...
     def token_bytes(self, token: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text as ids (N,) int32; bytes and words count the scored part, which begins after the first token."""
+    """One text as ids (N,) int32, a prefix included; bytes and words are what its log-probabilities are divided by.
+
+    n_scored is the number of tokens that its protocol scores, None for all but the first.
+    """
 
     name: str
     ids: Tensor
     n_bytes: int
     n_words: int
     sha256: str
+    n_scored: int | None = None
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are scored: all but the first."""
-        return max(0, len(self.ids) - 1)
+        """Tokens that are scored."""
+        return max(0, len(self.ids) - 1) if self.n_scored is None else self.n_scored
 
 
-def encode(name: str, text: str, tokenizer: Encodes) -> Document:
-    """Tokenise one text and count its scored bytes (UTF-8) and words (between white space)."""
-    ids, raw = tokenizer.encode(text), text.encode()
-    scored = raw.removeprefix(tokenizer.token_bytes(ids[0])) if ids else b""
-    words = len(scored.decode(errors="replace").split())
-    return Document(name, torch.tensor(ids, dtype=torch.int32), len(scored), words, hashlib.sha256(raw).hexdigest())
+def encode(name: str, text: str, tokenizer: Encodes, protocol: Rule | None = None) -> Document:
+    """Read and tokenise one text as the protocol says (None: as it is), and count what it scores.
+
+    The hash is that of the text as it came. Raises InputError where the protocol needs an end-of-text token that the
+    tokenizer does not have.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if protocol is None:
+        protocol = Sliding(1, 1)  # any that scores all but the first
+    read = protocol.read(text)
+    ids = tokenizer.encode(read)
+    if protocol.prefixed:
+        if tokenizer.eos_id is None:
+            raise InputError(f"{protocol.describe()['name']}: expected a tokenizer with an end-of-text token, got none")
+        ids = [tokenizer.eos_id, *ids]
+    stretches = [(window.first, window.stop) for window in protocol.windows(len(ids))]
+    n_scored = sum(stop - first for first, stop in stretches)
+    if n_scored == len(ids) - 1 and not protocol.prefixed:  # quicker than token by token
+        scored = read.encode().removeprefix(tokenizer.token_bytes(ids[0]))
+    else:
+        scored = b"".join(tokenizer.token_bytes(token) for first, stop in stretches for token in ids[first:stop])
+    n_bytes = len(text.encode()) if protocol.prefixed else len(scored)
+    n_words = protocol.count_words(text, scored.decode(errors="replace"))
+    return Document(name, torch.tensor(ids, dtype=torch.int32), n_bytes, n_words, digest, n_scored)
 
 
 def logprobs(

@@ -45,11 +45,11 @@ class Total:
         return figures if self.error is None else {**figures, "error": self.error}
 
 
-def total(document: Document, scores: Floats) -> Total:
+def total(document: Document, scores: Floats, protocol: Rule | None = None) -> Total:
     """Sum one document's log-probabilities (n_tokens,) in float64, correctly rounded, so that order has no say."""
     counts = (document.n_tokens, document.n_bytes, document.n_words)
     if document.n_tokens == 0:
-        return Total(0.0, *counts, error=f"expected at least two tokens, got {len(document.ids)}")
+        return Total(0.0, *counts, error=too_short(document, 2 if protocol is None else protocol.least))
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
         return Total(
@@ -58,15 +58,21 @@ def total(document: Document, scores: Floats) -> Total:
     return Total(-math.fsum(scores.tolist()), *counts)
 
 
+def too_short(document: Document, least: int) -> str:
+    """What is wrong with a document that has no token to score."""
+    return f"expected at least {'two' if least == 2 else least} tokens, got {len(document.ids)}"
+
+
 def report(documents: Sequence[Document], scores: Sequence[Floats], protocol: Rule, *, seed: int = 0) -> dict[str, Any]:
     """The figures of a corpus and of its documents; a document too short to score is listed and left out.
 
     One log-probability that is not finite makes the corpus figures None: a mean of the rest would be another corpus.
     """
-    totals = [total(document, row) for document, row in zip(documents, scores, strict=True)]
+    totals = [total(document, row, protocol) for document, row in zip(documents, scores, strict=True)]
     used = [i for i, document in enumerate(documents) if document.n_tokens]
     broken = next((i for i in used if totals[i].error), None)
-    error = "no document has two tokens" if not used else None
+    least = "two" if protocol.least == 2 else protocol.least
+    error = f"no document has {least} tokens" if not used else None
     if broken is not None:
         error = f"{documents[broken].name}: {totals[broken].error}"
     corpus = Total(
@@ -79,8 +85,11 @@ def report(documents: Sequence[Document], scores: Sequence[Floats], protocol: Ru
     interval = bootstrap([] if error else [-scores[i].astype(np.float64) for i in used], seed=seed)
     if error:
         interval["method"] = "no perplexity"
+    figures = corpus.describe()
     return {
-        **corpus.describe(),
+        **figures,
+        "headline": {"figure": protocol.headline, "value": figures[protocol.headline]},
+        "macro": macro([totals[i] for i in used] if not error else []),
         "ci": {**interval, "low": _exp(interval["low"]), "high": _exp(interval["high"])},
         "protocol": protocol.describe(),
         "fingerprint": fingerprint(documents, protocol),
@@ -88,6 +97,17 @@ def report(documents: Sequence[Document], scores: Sequence[Floats], protocol: Ru
             {"name": document.name, **row.describe()} for document, row in zip(documents, totals, strict=True)
         ],
     }
+
+
+def macro(totals: Sequence[Total]) -> dict[str, float | None]:
+    """Averages in which each document counts once: of its nats per token, and of its bits per byte."""
+
+    def mean(name: str) -> float | None:
+        values = [value for total in totals if (value := total.describe()[name]) is not None]
+        return math.fsum(values) / len(values) if values else None
+
+    nll = mean("nll_per_token")
+    return {"ppl": _exp(nll), "nll_per_token": nll, "bits_per_byte": mean("bits_per_byte")}
 
 
 def fingerprint(documents: Sequence[Document], protocol: Rule) -> str:

@@ -85,7 +85,7 @@ def test_text_and_csv_carry_the_same_figures(ppl: Shell) -> None:
         ("a.txt --stride 0", 2, "0"),
         ("a.txt --batch-size 4097", 2, "4097"),
         ("a.txt --protocol sliding:8/4 --stride 4", 2, "either --protocol or"),
-        ("a.txt --protocol paper", 2, "expected one of sliding, got 'paper'"),
+        ("a.txt --protocol paper", 2, "expected one of sliding, llamacpp, hf, lm-eval, gpt2-paper, got 'paper'"),
         ("a.txt -m nowhere/at/all", 5, "nowhere/at/all"),
         ("a.txt -o nowhere/out.txt", 2, "nowhere/out.txt"),
         ("a.txt -o /dev/full", 6, "no space left"),
@@ -169,3 +169,33 @@ def test_ctrl_c_leaves_nothing(shell: Shell, tiny_gpt2: Path, tmp_path: Path, se
     result = shell(f"timeout --preserve-status -s INT {seconds} llmcli ppl -m {tiny_gpt2} --stride 1 long.txt -o out")
     assert (result.code, result.out) == (130, "")
     assert list(tmp_path.glob("*out*")) == []
+
+
+def test_protocols_by_name_and_all_in_one_table(invoke: Shell, tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT * 5)
+    (tmp_path / "b.txt").write_text(TEXT)
+    document = json.loads(invoke(f"ppl -m {tiny_gpt2} --protocol all a.txt b.txt --json").out)
+    assert document["schema"] == "llmcli/perplexity-all/1"
+    rows = {row["protocol"]["family"]: row for row in document["results"]}
+    assert list(rows) == ["sliding", "llamacpp", "hf", "lm-eval", "gpt2-paper"]
+    for row in rows.values():
+        name = row["protocol"]["name"]
+        alone = json.loads(invoke(f"ppl -m {tiny_gpt2} --protocol {name} a.txt b.txt --json").out)
+        assert {key: alone[key] for key in row} == row
+    text = invoke(f"ppl -m {tiny_gpt2} --protocol all a.txt b.txt").out
+    assert [line.split()[1] for line in text.splitlines()[1:]] == [f"{row['ppl']:.4f}" for row in rows.values()]
+    macro = rows["sliding"]["macro"]
+    assert f"mean of documents: ppl {macro['ppl']:.4f}" in invoke(f"ppl -m {tiny_gpt2} a.txt b.txt").out
+
+
+def test_what_a_protocol_refuses(invoke: Shell, tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT[:60])
+    result = invoke(f"ppl -m {tiny_gpt2} --protocol llamacpp:64 a.txt")
+    assert (result.code, result.out) == (2, "")
+    assert "a.txt: expected at least 128 tokens, got " in result.err
+    result = invoke(f"ppl -m {tiny_gpt2} --protocol all a.txt")
+    assert result.code == 0
+    assert result.out.splitlines()[2].split()[:2] == ["llamacpp:64", "-"]
+    assert "llamacpp:64: a.txt: expected at least 128 tokens" in result.out
+    assert invoke(f"ppl -m {tiny_gpt2} --protocol all --format csv a.txt").code == 2
+    assert invoke(f"ppl -m {tiny_gpt2} --protocol lm-eval:65 a.txt").code == 2
