@@ -21,6 +21,7 @@ FLOORS = {
     "diagnosis": 8,
     "completions": 8,
     "finetuning": 8,
+    "evaluation": 7,
     "training": 7,
     "beam_search": 7,
     "benchmarking": 7,
