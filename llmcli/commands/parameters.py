@@ -158,3 +158,17 @@ class Bits(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """What stands for the value in the help."""
         return "BITS"
+
+
+class Percent(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """A change in per cent, such as 0.5% or 0.5."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number of per cent."""
+        return Number(-100, 1e6).convert(str(value).strip().removesuffix("%"), param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help."""
+        return "PERCENT"

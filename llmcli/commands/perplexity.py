@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands import options, terminal, texts
+from llmcli.commands.terminal import figure
 from llmcli.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def all_of(rows: list[dict[str, Any]], head: dict[str, Any], format: str) -> str
         raise InputError("--protocol all: expected --format text or json, got csv")
     columns = ["protocol", *FIGURES, "headline", "fingerprint"]
     cells = [
-        [row["protocol"]["name"], *(cell(row.get(figure)) for figure in FIGURES),
+        [row["protocol"]["name"], *(figure(row.get(name)) for name in FIGURES),
          row.get("headline", {}).get("figure", "-"), row.get("fingerprint", "-")[:16]]
         for row in rows
     ]  # fmt: skip
@@ -129,22 +130,15 @@ def as_text(figures: dict[str, Any]) -> str:
     ci, protocol = figures["ci"], figures["protocol"]
     table = terminal.table(
         ["document", *FIGURES],
-        [[row["name"], *(cell(row[figure]) for figure in FIGURES)] for row in (rows if len(rows) > 2 else rows[:1])],
+        [[row["name"], *(figure(row[name]) for name in FIGURES)] for row in (rows if len(rows) > 2 else rows[:1])],
         right=range(1, len(FIGURES) + 1),
     )
-    interval = f"{100 * ci['level']:.0f} % interval {cell(ci['low'])} to {cell(ci['high'])}, {ci['method']}"
+    interval = f"{100 * ci['level']:.0f} % interval {figure(ci['low'])} to {figure(ci['high'])}, {ci['method']}"
     macro = figures["macro"]
-    each = f"mean of documents: ppl {cell(macro['ppl'])}, bits_per_byte {cell(macro['bits_per_byte'])}\n"
+    each = f"mean of documents: ppl {figure(macro['ppl'])}, bits_per_byte {figure(macro['bits_per_byte'])}\n"
     return (
         f"{table}\n"
         f"{each if len(rows) > 2 else ''}"
         f"{interval if ci['low'] is not None else 'no interval: ' + ci['method']}\n"
         f"protocol {protocol['name']}, headline {figures['headline']['figure']}, fingerprint {figures['fingerprint']}\n"
     )
-
-
-def cell(value: float | None) -> str:
-    """A count as it is, a figure with four decimals, and '-' for one that does not exist."""
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.4f}" if value < 1e6 else f"{value:.4g}"

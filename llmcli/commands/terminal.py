@@ -310,6 +310,13 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
+def figure(value: float | None) -> str:
+    """A count as it is, a figure with four decimals, and '-' for one that does not exist."""
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}" if value < 1e6 else f"{value:.4g}"
+
+
 def wants_color(stream: Any) -> bool:
     """Colour only on a terminal; NO_COLOR and TERM=dumb turn it off, FORCE_COLOR turns it on."""
     if os.environ.get("NO_COLOR"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,7 @@ from llmcli.errors import InputError
 if TYPE_CHECKING:
     from llmcli.loading import Loaded
     from llmcli.scoring import Document, Floats, Rule
+    from llmcli.tokenizer import Tokenizer
 
 
 def window_options(function: Function) -> Function:
@@ -95,23 +96,40 @@ def rule(protocol: str | None, ctx_size: int | None, stride: int | None, limit: 
     return rule
 
 
+def documents(loaded: Loaded, texts: Sequence[tuple[str, str]], rule: Rule) -> list[Document]:
+    """Each text as the rule reads it, with a warning for one that is too short. Raises InputError if all are."""
+    from llmcli import scoring
+
+    documents = [scoring.encode(name, text, loaded.tokenizer, rule) for name, text in texts]
+    for document in documents:
+        if not document.n_tokens:
+            name = "standard input" if document.name == "-" else document.name
+            problem = f"{name}: {scoring.too_short(document, rule.least)}"
+            if not any(other.n_tokens for other in documents):
+                raise InputError(f"{problem}; there is nothing to score")
+            terminal.note(f"warning: {problem}; left out")
+    return documents
+
+
 def score(
     loaded: Loaded, texts: Sequence[tuple[str, str]], rule: Rule, batch_size: int | None
 ) -> tuple[list[Document], list[Floats]]:
     """Each text and its log-probabilities, with progress and warnings. Raises InputError if none can be scored."""
     from llmcli import scoring
 
-    documents = [scoring.encode(name, text, loaded.tokenizer, rule) for name, text in texts]
-    n_tokens = sum(document.n_tokens for document in documents)
-    for document in documents:
-        if not document.n_tokens:
-            name = "standard input" if document.name == "-" else document.name
-            problem = f"{name}: {scoring.too_short(document, rule.least)}"
-            if not n_tokens:
-                raise InputError(f"{problem}; there is nothing to score")
-            terminal.note(f"warning: {problem}; left out")
+    read = documents(loaded, texts, rule)
     batch = batch_size or max(1, 2048 // rule.context)
-    with Progress("scoring", total=n_tokens, unit="tokens") as progress:
-        return documents, scoring.score(
-            loaded.model, documents, rule, batch_size=batch, device=loaded.device, progress=progress
-        )
+    with Progress("scoring", total=sum(document.n_tokens for document in read), unit="tokens") as progress:
+        return read, scoring.score(loaded.model, read, rule, batch_size=batch, device=loaded.device, progress=progress)
+
+
+def place(document: Document, rule: Rule, position: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The scored token at a position: its id, its text, and its byte offset in the text that was read."""
+    from llmcli.text_stream import spell
+
+    ids = document.ids.tolist()
+    scored = [t for window in rule.windows(len(ids)) for t in range(window.first, window.stop)]
+    before = ids[1 if rule.prefixed else 0 : scored[position]]
+    token = ids[scored[position]]
+    offset = sum(len(tokenizer.token_bytes(one)) for one in before)
+    return {"token": spell(tokenizer.token_bytes(token)), "token_id": token, "byte_offset": offset}

@@ -15,17 +15,11 @@ from itertools import islice
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from llmcli.errors import InputError
+from llmcli.scoring.documents import Predicts
 
 RULES = ("raw", "token", "byte")
-
-
-class Predicts(Protocol):
-    """A model that gives whole distributions: ids (B, T) → log p(. | ids[..t-1]) for t = first to T-1, in pieces."""
-
-    def distributions(self, ids: Tensor, first: int = 1) -> Iterator[Tensor]: ...
 
 
 class Encodes(Protocol):

@@ -25,6 +25,12 @@ class Scores(Protocol):
     def logprobs(self, ids: Tensor, first: int = 1) -> Tensor: ...
 
 
+class Predicts(Protocol):
+    """A model that gives whole distributions: ids (B, T) → log p(. | ids[..t-1]) for t = first to T-1, in pieces."""
+
+    def distributions(self, ids: Tensor, first: int = 1) -> Iterator[Tensor]: ...
+
+
 class Encodes(Protocol):
     """The half of a tokenizer that scoring needs."""
 
@@ -80,10 +86,8 @@ def encode(name: str, text: str, tokenizer: Encodes, protocol: Rule | None = Non
     return Document(name, torch.tensor(ids, dtype=torch.int32), n_bytes, n_words, digest, n_scored)
 
 
-def logprobs(
-    model: Scores, ids: Tensor, protocol: Rule, *, batch_size: int = 1, device: torch.device | str = "cpu"
-) -> Iterator[Floats]:
-    """Yield log p of tokens 1, 2, … of ids (N,) given what the protocol shows, as float32 arrays in order.
+def batches(ids: Tensor, protocol: Rule, batch_size: int) -> Iterator[tuple[Tensor, int]]:
+    """The windows of ids (N,) as rows (B,T) int64, and the position in them from which they are scored.
 
     Windows of one shape share a batch of at most `batch_size`; memory holds one batch at a time.
     """
@@ -93,10 +97,17 @@ def logprobs(
 
     for (length, first), group in groupby(protocol.windows(len(ids)), key=shape):
         while batch := list(islice(group, batch_size)):
-            rows = torch.stack([ids[window.start : window.start + length] for window in batch])
-            with torch.inference_mode():
-                scores = model.logprobs(rows.to(device, torch.int64), first)
-            yield scores.float().cpu().flatten().numpy()
+            yield torch.stack([ids[window.start : window.start + length] for window in batch]).long(), first
+
+
+def logprobs(
+    model: Scores, ids: Tensor, protocol: Rule, *, batch_size: int = 1, device: torch.device | str = "cpu"
+) -> Iterator[Floats]:
+    """Yield log p of the tokens of ids (N,) that the protocol scores, in order, as float32 arrays."""
+    for rows, first in batches(ids, protocol, batch_size):
+        with torch.inference_mode():
+            scores = model.logprobs(rows.to(device), first)
+        yield scores.float().cpu().flatten().numpy()
 
 
 def score(

@@ -34,6 +34,8 @@ def bootstrap(values: Sequence[Floats], *, level: float = 0.95, resamples: int =
     s = np.array([sum(sums[i] for i in group) for group in groups])
     c = np.array([sum(counts[i] for i in group) for group in groups], dtype=np.float64)
     low, high = _studentised(s, c, level, np.random.default_rng(seed).integers(0, len(s), (resamples, len(s))))
+    if min(float(v.min()) for v in values if len(v)) >= 0:
+        low = max(0.0, low)  # no mean of such values is below 0
     unit = "documents" if by_document else f"{length} tokens"
     method = f"studentised bootstrap, {resamples} resamples of {len(s)} blocks of {unit}, seed {seed}"
     return {"level": level, "low": low, "high": high, "method": method}
@@ -54,4 +56,4 @@ def _studentised(
     errors = np.sqrt(m / (m - 1) * squares) / drawn_c.sum(1)
     # A draw of one block only has no spread; the floor keeps its quotient finite.
     low, high = np.quantile((means - mean) / np.maximum(errors, 1e-3 * error), [(1 - level) / 2, (1 + level) / 2])
-    return max(0.0, mean - float(high) * error), mean - float(low) * error
+    return mean - float(high) * error, mean - float(low) * error
