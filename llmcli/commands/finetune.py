@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands import learning, terminal
+from llmcli.commands import learning, material, terminal
 from llmcli.commands.learning import Run, recipe_options, run_options
 from llmcli.commands.options import ModelChoice, Number, define, model_options, option, seed_option, verbosity_options
 from llmcli.commands.progress import Progress, quiet_hub
 from llmcli.errors import InputError
 
 if TYPE_CHECKING:
-    from llmcli.batches import HeldOut, Rows, Windows
-    from llmcli.chat_template import ChatTemplate
     from llmcli.finetuning import ClassEvaluation
     from llmcli.loading import Loaded
     from llmcli.lora import LoRA
@@ -89,8 +86,10 @@ def command(
     records, val_records = list(learning.records((*data, *files))), list(learning.records(val))
     loaded = load(choice, flags["dropout"])
     finetuning.check_output(Path(run.output), loaded)
-    material = (classes if task == "classify" else language)(loaded, records, val_records, val_fraction, flags)
-    began = finetuning.origin(loaded, task, adapters, material.labels)
+    lessons = (material.classes if task == "classify" else material.language)(
+        loaded, records, val_records, val_fraction, flags
+    )
+    began = finetuning.origin(loaded, task, adapters, lessons.labels)
     start = run.start()
     if start is not None:
         finetuning.check_origin(start, began)
@@ -99,41 +98,29 @@ def command(
     dtype = learning.PRECISIONS[choice.dtype]
     recipe = learning.recipe(
         flags,
-        iters=flags["iters"] or math.ceil(flags["epochs"] * material.batches.per_epoch / per_step),
-        ctx_size=material.ctx_size,
+        iters=flags["iters"] or math.ceil(flags["epochs"] * lessons.batches.per_epoch / per_step),
+        ctx_size=lessons.ctx_size,
         dtype=dtype,
     )
-    model, export = finetuning.prepare(loaded.model, adapters, material.labels, flags["seed"])
-    trainer = training.Trainer(model, material.batches, recipe, export=export)
+    model, export = finetuning.prepare(loaded.model, adapters, lessons.labels, flags["seed"])
+    trainer = training.Trainer(model, lessons.batches, recipe, export=export)
     if start is not None:
         trainer.restore(start)
-    learning.announce(trainer, material.amount)
+    learning.announce(trainer, lessons.amount)
     evaluate: Callable[[], Any] | None = None
-    if material.validation is not None:
-        evaluate = functools.partial(trainer.evaluate, material.validation)
-        if material.labels is not None:
-            evaluate = functools.partial(finetuning.evaluate_classes, trainer, material.validation, material.labels)
+    if lessons.validation is not None:
+        evaluate = functools.partial(trainer.evaluate, lessons.validation)
+        if lessons.labels is not None:
+            evaluate = functools.partial(finetuning.evaluate_classes, trainer, lessons.validation, lessons.labels)
     learning.follow(
         trainer,
-        finetuning.files(loaded, began, dtype, material.template),
+        finetuning.files(loaded, began, dtype, lessons.template),
         run,
         kind="finetune",
         evaluate=evaluate,
-        describe=learning.loss_in_words if material.labels is None else figures_in_words,
-        table=None if material.labels is None else figures_as_table,
+        describe=learning.loss_in_words if lessons.labels is None else figures_in_words,
+        table=None if lessons.labels is None else figures_as_table,
     )
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is learned: training rows, a validation, and the template that made text of messages."""
-
-    batches: Windows | Rows
-    validation: HeldOut | None
-    ctx_size: int
-    amount: str
-    template: ChatTemplate | None = None
-    labels: list[str] | None = None
 
 
 def adapters_of(flags: dict[str, Any]) -> LoRA | None:
@@ -162,76 +149,6 @@ def load(choice: ModelChoice, dropout: float) -> Loaded:
             offline=choice.offline,
             progress=progress,
         )
-
-
-def language(
-    loaded: Loaded,
-    records: list[tuple[str, Any]],
-    val_records: list[tuple[str, Any]],
-    val_fraction: float,
-    flags: dict[str, Any],
-) -> Material:
-    """Texts alone become one stream; with examples among them, everything becomes rows."""
-    from llmcli import batches, data, examples, finetuning
-
-    template: ChatTemplate | None = None
-
-    def spans() -> examples.Spans:
-        nonlocal template
-        template = template or finetuning.template(loaded)
-        return template.spans
-
-    lessons, held = ([examples.lesson(one, name, spans) for name, one in some] for some in (records, val_records))
-    ctx_size = finetuning.context(loaded, flags["ctx_size"])
-    documents = [lesson for lesson in lessons if isinstance(lesson, data.Document)]
-    held_documents = [lesson for lesson in held if isinstance(lesson, data.Document)]
-    validation = None
-    if len(documents) == len(lessons) and len(held_documents) == len(held):
-        if not val_records:
-            documents, held_documents = data.split(documents, val_fraction)
-        stream = learning.encode(loaded.tokenizer, documents)
-        ctx_size = max(1, min(ctx_size, len(stream) // 2))  # of a short text, two windows
-        if held_documents:
-            n_bytes = sum(document.n_bytes for document in held_documents)
-            validation = batches.held_out(learning.encode(loaded.tokenizer, held_documents), ctx_size, n_bytes)
-        windows = batches.Windows(stream, ctx_size, flags["seed"])
-        return Material(windows, validation, ctx_size, f"{len(stream) / 1e6:.2f} M training tokens")
-    if not val_records:
-        lessons, held = finetuning.hold_out(lessons, val_fraction, flags["seed"])
-    rows = learning.encode_examples(loaded.tokenizer, lessons, ctx_size)
-    if held:
-        n_bytes = sum(lesson.n_bytes for lesson in held)
-        validation = batches.held_out_rows(learning.encode_examples(loaded.tokenizer, held, ctx_size), n_bytes)
-    every = batches.Rows(rows, flags["seed"])
-    return Material(every, validation, ctx_size, f"{len(rows)} training examples", template)
-
-
-def classes(
-    loaded: Loaded,
-    records: list[tuple[str, Any]],
-    val_records: list[tuple[str, Any]],
-    val_fraction: float,
-    flags: dict[str, Any],
-) -> Material:
-    """Texts with labels, whose last token is taught the label."""
-    from llmcli import batches, classification, examples, finetuning
-
-    given, held = ([examples.labelled(one, name) for name, one in some] for some in (records, val_records))
-    if not val_records:
-        given, held = finetuning.hold_out(given, val_fraction, flags["seed"])
-    labels = finetuning.label_names(given, held)
-    ctx_size = finetuning.context(loaded, flags["ctx_size"])
-
-    def rows(some: list[examples.Labelled]) -> list[batches.Row]:
-        ids, n_cut = classification.encode(loaded.tokenizer, [one.text for one in some], ctx_size)
-        if n_cut:
-            terminal.note(f"{n_cut} of {len(some)} texts lost their end: over {ctx_size} tokens")
-        return finetuning.class_rows(ids, [labels.index(one.label) for one in some])
-
-    validation = batches.held_out_rows(rows(held), sum(len(one.text.encode()) for one in held)) if held else None
-    every = batches.Rows(rows(given), flags["seed"])
-    amount = f"{len(given)} training texts of {len(labels)} classes"
-    return Material(every, validation, ctx_size, amount, labels=labels)
 
 
 def figures_in_words(evaluation: ClassEvaluation) -> str:

@@ -209,7 +209,8 @@ def announce(trainer: Trainer, data: str) -> None:
     share = f", {trained / 1e6:.2f} M of them trained" if trained < total else ""
     terminal.note(
         f"{total / 1e6:.2f} M parameters{share}, {data}, {trainer.recipe.iters} steps of "
-        f"{trainer.recipe.rows_per_step} × {trainer.recipe.ctx_size} tokens, {torch.get_num_threads()} threads"
+        f"{trainer.recipe.rows_per_step} rows of at most {trainer.recipe.ctx_size} tokens, "
+        f"{torch.get_num_threads()} threads"
     )
 
 
