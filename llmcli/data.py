@@ -142,18 +142,25 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> Iterator[tupl
         yield flush()
 
 
-def side_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, str]:
-    """The texts that make weights a model directory in the Hugging Face layout, by file name."""
+def tokenizer_files(tokenizer: Tokenizer, context: int | None = None) -> dict[str, str]:
+    """The texts that make a tokenizer's directory, by file name; `context` is the length that a model reads."""
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
-        "model_max_length": config["n_positions"],
+        **({} if context is None else {"model_max_length": context}),
     }
     return {
-        "config.json": json.dumps(config, indent=2) + "\n",
         "tokenizer.json": tokenizer.backend.to_str(),
         "tokenizer_config.json": json.dumps(described, indent=2) + "\n",
+    }
+
+
+def side_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, str]:
+    """The texts that make weights a model directory in the Hugging Face layout, by file name."""
+    return {
+        "config.json": json.dumps(config, indent=2) + "\n",
+        **tokenizer_files(tokenizer, config.get("n_positions")),
     }
 
 
@@ -164,7 +171,7 @@ def copied_files(
 
     `settings` are added to that.
     """
-    made = side_files(tokenizer, {"n_positions": None, **config})
+    made = side_files(tokenizer, config)
     file = directory / "tokenizer_config.json"
     known = json.loads(file.read_text("utf-8") if file.exists() else made["tokenizer_config.json"])
     return made | {"tokenizer_config.json": json.dumps({**known, **settings}, indent=2) + "\n"}

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands.parameters import Command, Device, Function, Number, Seed, define, option
+from llmcli.commands.parameters import Command, Device, Function, Group, Number, Seed, define, option
 from llmcli.errors import InputError
 
 if TYPE_CHECKING:
     from llmcli.loading import Loaded
 
-__all__ = ["Command", "Device", "Number", "Seed", "define", "option"]  # what commands name beside the flags
+__all__ = ["Command", "Device", "Group", "Number", "Seed", "define", "option"]  # what commands name beside the flags
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Command(click.Command):
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
+class Group(Command, click.Group):
+    """A command that is nothing but its subcommands."""
+
+
 class Option(click.Option):
     """An option that also answers to `aliases`, other tools' names for it, which its help does not show."""
 

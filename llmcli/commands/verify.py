@@ -7,20 +7,24 @@ from dataclasses import asdict
 import click
 
 from llmcli.commands.measuring import Sizes
-from llmcli.commands.options import Command, ModelChoice, model_options, option, output_options, verbosity_options
+from llmcli.commands.options import (
+    Command,
+    Group,
+    ModelChoice,
+    model_options,
+    option,
+    output_options,
+    verbosity_options,
+)
 from llmcli.commands.progress import Progress
 from llmcli.commands.terminal import open_output
 from llmcli.commands.verify_kernels import emit, kernels
 from llmcli.errors import GateFailed
 
 
-class Verify(Command, click.Group):
-    """A command that is nothing but its subcommands."""
-
-
 @click.command(
     "verify",
-    cls=Verify,
+    cls=Group,
     subcommand_metavar="determinism|cache|kernels …",
     examples=[
         ("the same bits for any threads, batch, prompt chunk, with and without cache", "llmcli verify determinism"),
