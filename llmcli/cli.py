@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "evaluate": ("llmcli.commands.evaluate", "Compare what a model writes with what it should have written."),
     "classify": ("llmcli.commands.classify", "Label texts with a model that was fine-tuned for it."),
     "bench": ("llmcli.commands.bench", "Measure prefill, decode and single operators."),
+    "data": ("llmcli.commands.data", "Make training data ready: normalise, filter, drop duplicates."),
     "tokenizer": ("llmcli.commands.tokenizer", "Make a tokenizer from text."),
     "tokenize": ("llmcli.commands.tokenize", "Turn text into token ids, pieces or a count."),
     "detokenize": ("llmcli.commands.detokenize", "Turn token ids back into text."),

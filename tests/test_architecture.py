@@ -39,6 +39,7 @@ FLOORS = {
     "models": 3,
     "lora": 3,
     "chat_template": 3,
+    "cleaning": 3,
     "checkpoints": 3,
     "tokenizer": 3,
     "nn": 2,
