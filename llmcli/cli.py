@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "tokenizer": ("llmcli.commands.tokenizer", "Make a tokenizer from text."),
     "tokenize": ("llmcli.commands.tokenize", "Turn text into token ids, pieces or a count."),
     "detokenize": ("llmcli.commands.detokenize", "Turn token ids back into text."),
+    "compress": ("llmcli.commands.compress", "Compress a file with a model: the audit of its bits per byte."),
+    "decompress": ("llmcli.commands.decompress", "Bring back what 'compress' wrote, byte for byte."),
     "verify": ("llmcli.commands.verify", "Check determinism, the cache and every kernel; exit 3 where one fails."),
     "replay": ("llmcli.commands.replay", "Generate again what a receipt records; exit 3 where it differs."),
     "models": ("llmcli.commands.models", "List the models that can be named and whether they are here."),

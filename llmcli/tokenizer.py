@@ -34,6 +34,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTES = _byte_alphabet()
+CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -114,6 +115,11 @@ class Tokenizer:
             return bytes(BYTES[character] for character in piece)
         except KeyError:  # a piece that stands for itself, though the files do not list it as added
             return piece.encode()
+
+    def byte_id(self, byte: int) -> int | None:
+        """The id that stands for one byte alone, None where the vocabulary has none."""
+        found: int | None = self.backend.token_to_id(CHARACTERS[byte])
+        return found
 
     def piece(self, token: int) -> str:
         """The id as the vocabulary writes it, with bytes as printable characters."""

@@ -26,6 +26,7 @@ FLOORS = {
     "beam_search": 7,
     "benchmarking": 7,
     "verification": 7,
+    "compression": 7,
     "generation": 6,
     "scoring": 6,
     "classification": 6,

@@ -191,6 +191,12 @@ class Writer:
         return error
 
 
+def refuse_terminal(path: str | None) -> None:
+    """Raise InputError where bytes that are no text would go to a terminal."""
+    if path in (None, "-") and sys.stdout is not None and sys.stdout.isatty():
+        raise InputError("expected a file or a pipe for bytes that are no text; pass -o FILE")
+
+
 @contextlib.contextmanager
 def open_output(path: str | None = None) -> Iterator[Writer]:
     """A writer on stdout (None or '-') or on a file, which appears whole when the block ends well, or not at all.

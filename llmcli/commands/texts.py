@@ -16,7 +16,7 @@ from llmcli.errors import InputError
 
 if TYPE_CHECKING:
     from llmcli.loading import Loaded
-    from llmcli.scoring import Document, Floats, Rule
+    from llmcli.scoring import Document, Floats, Rule, Sliding
     from llmcli.tokenizer import Tokenizer
 
 
@@ -86,14 +86,22 @@ def rule(protocol: str | None, ctx_size: int | None, stride: int | None, limit: 
     """The protocol that the flags ask for, within the `limit` of the model. Raises InputError."""
     from llmcli import scoring
 
-    if protocol is not None:
-        rule = scoring.protocol(protocol, limit)
-    else:
-        context = limit if ctx_size is None else ctx_size
-        rule = scoring.Sliding(context, scoring.default_stride(context) if stride is None else stride)
+    if protocol is None:
+        return sliding(ctx_size, stride, limit)
+    rule = scoring.protocol(protocol, limit)
     if rule.context > limit:
         raise InputError(f"context: expected at most {limit} tokens, which is all this model reads, got {rule.context}")
     return rule
+
+
+def sliding(ctx_size: int | None, stride: int | None, limit: int) -> Sliding:
+    """The sliding windows of the flags, within the `limit` of the model. Raises InputError."""
+    from llmcli import scoring
+
+    context = limit if ctx_size is None else ctx_size
+    if context > limit:
+        raise InputError(f"context: expected at most {limit} tokens, which is all this model reads, got {context}")
+    return scoring.Sliding(context, scoring.default_stride(context) if stride is None else stride)
 
 
 def documents(loaded: Loaded, texts: Sequence[tuple[str, str]], rule: Rule) -> list[Document]:
