@@ -116,7 +116,7 @@ class Session:
         sampling = {name: value for name, value in settings.items() if name in SAMPLING and value is not None}
         sampling.setdefault("repetition_penalty", self.loaded.repetition_penalty)
         request = Request(
-            ids=self.loaded.tokenizer.encode(prompt),
+            ids=self.loaded.tokenizer.encode_prompt(prompt),
             sampling=Sampling(**sampling),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             **given,

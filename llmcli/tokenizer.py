@@ -53,6 +53,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, *, eos_id: int | None = None):
         self.backend = backend
         self.eos_id = eos_id
+        self._before: list[int] = backend.encode("", add_special_tokens=True).ids
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self._added: dict[int, str] = {i: t.content for i, t in added.items()}
@@ -94,6 +95,14 @@ class Tokenizer:
             for encoding in self.backend.encode_batch_fast(batch, add_special_tokens=False):
                 ids += encoding.ids
         return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that a model is to continue, after the beginning-of-text token that some models expect.
+
+        A text that begins with it gets no second one.
+        """
+        ids, before = self.encode(text), self._before
+        return ids if ids[: len(before)] == before else before + ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""

@@ -67,22 +67,20 @@ def build(
 ) -> tuple[Any, dict[str, Any]]:
     """A model with fresh weights, and the config.json that describes it.
 
-    `ctx_size` replaces the configuration's n_positions; dropout applies to embeddings and residual branches.
+    `ctx_size` replaces the configuration's context length; dropout applies to embeddings and residual branches.
     """
     if config["vocab_size"] < tokenizer.vocab_size:
         raise InputError(
             f"vocab_size {config['vocab_size']} of the configuration is below the tokenizer's {tokenizer.vocab_size}"
         )
-    config = {"model_type": "gpt2", "n_positions": 1024, **config}
-    cls = model_class(config["model_type"])
+    cls = model_class(config.get("model_type", "gpt2"))
     if ctx_size is not None:
-        config["n_positions"] = ctx_size
+        config = {**config, cls.Config.CONTEXT: ctx_size}
     checked = cls.Config.from_dict({**config, "embd_pdrop": dropout, "resid_pdrop": dropout, "attn_pdrop": 0.0})
     model = cls(checked).initialize(torch.Generator().manual_seed(seed))
     described = {
-        "architectures": ["GPT2LMHeadModel"],
         **config,
-        **asdict(checked),
+        **checked.describe(),
         "bos_token_id": tokenizer.eos_id,
         "eos_token_id": tokenizer.eos_id,
     }

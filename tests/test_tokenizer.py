@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 
 from llmcli.errors import InputError, ModelError
 from llmcli.tokenizer import BYTES, Tokenizer
@@ -71,6 +72,16 @@ def test_special_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_bytes(0) == b"<|endoftext|>"
     assert tokenizer.piece(0) == "<|endoftext|>"
     assert tokenizer.encode("") == []
+
+
+def test_a_prompt_begins_as_the_model_expects(tiny_gpt2: Path, tmp_path: Path) -> None:
+    backend = Backend.from_file(str(tiny_gpt2 / "tokenizer.json"))
+    backend.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    expecting, plain = Tokenizer.open(tmp_path), Tokenizer.open(tiny_gpt2)
+    assert expecting.encode("The sea") == plain.encode("The sea") == plain.encode_prompt("The sea")
+    assert expecting.encode_prompt("The sea") == [0, *plain.encode("The sea")]
+    assert expecting.encode_prompt("<|endoftext|>The sea") == [0, *plain.encode("The sea")]
 
 
 def test_pieces(tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@
 #include "linear_quantized.h"
 #include "norm.h"
 #include "probe.h"
+#include "rotary.h"
 #include "softmax.h"
 #include "tile.h"
 #if defined(LLMCLI_HAS_BF16)

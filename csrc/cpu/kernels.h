@@ -179,6 +179,17 @@ inline int64_t quantized_panel_bytes(int64_t inputs, int bits) {
   return kQuantizedPanel * (2 * quantized_groups(inputs, bits) + quantized_inputs(inputs, bits) * bits / 8);
 }
 
+// Rotary position embedding of x (B,T,H,D) by strides, last dimension contiguous; y contiguous. One item is
+// one position of one sequence.
+struct RotaryArgs {
+  const void* x;
+  void* y;
+  const float *cos, *sin;  // (T, half), or (B, T, half) where angle_b is not 0
+  int64_t T, H, D, half;
+  int64_t x_b, x_t, x_h, angle_b, angle_t;
+  DType dtype;
+};
+
 // Attention: q (B,T,H,D), k and v (B,S,G,D) by strides, last dimension contiguous; out (B,T,H,D) and lse
 // (B,H,T) contiguous. See attention.h for passes and items.
 struct AttentionArgs {
@@ -234,6 +245,7 @@ struct Kernels {
   void (*linear_quantized_rows)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized_pack)(const QuantizedPackArgs& args, int64_t begin, int64_t end);
+  void (*rotary)(const RotaryArgs& args, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs& args, AttentionPass pass, int64_t begin, int64_t end, void* scratch);
   int64_t (*attention_scratch)(const AttentionArgs& args);  // bytes, 64-byte aligned, one per thread
   void (*attention_backward)(const AttentionBackwardArgs& args, int64_t begin, int64_t end, void* scratch);

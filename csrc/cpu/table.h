@@ -22,6 +22,7 @@ const Kernels table = {
     .linear_quantized_rows = linear_quantized_rows,
     .linear_quantized = linear_quantized,
     .linear_quantized_pack = linear_quantized_pack,
+    .rotary = rotary,
     .attention = attention,
     .attention_scratch = attention_scratch,
     .attention_backward = attention_backward,

@@ -12,7 +12,13 @@ from typing import Any
 
 from llmcli.errors import ModelError
 
-MODELS = {"gpt2": "llmcli.models.gpt2:GPT2"}
+MODELS = {
+    "gpt2": "llmcli.models.gpt2:GPT2",
+    "llama": "llmcli.models.llama:Llama",
+    "mistral": "llmcli.models.llama:Llama",
+    "qwen2": "llmcli.models.llama:Llama",
+    "qwen3": "llmcli.models.llama:Llama",
+}
 
 
 def model_class(model_type: object) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -60,6 +60,8 @@ class GPT2Config:
     tie_word_embeddings: bool = True
     position_embedding_type: str = "learned"
 
+    CONTEXT = "n_positions"  # the key of the context length
+
     @property
     def n_kv_head(self) -> int:
         """Heads of keys and values: as many as of queries."""
@@ -105,6 +107,10 @@ class GPT2Config:
         if result.n_embd % result.n_head:
             raise ModelError(f"config.json: n_embd {result.n_embd} is not a multiple of n_head {result.n_head}")
         return result
+
+    def describe(self) -> dict[str, Any]:
+        """The keys of a `config.json`."""
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **asdict(self)}
 
 
 def _is(kind: str, value: Any) -> bool:

@@ -9,6 +9,7 @@ from llmcli.ops.decoder import decoder
 from llmcli.ops.linear import linear, linear_pack
 from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from llmcli.ops.rotary import rotary
 from llmcli.ops.softmax import softmax
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "linear_quantized",
     "linear_quantized_pack",
     "rms_norm",
+    "rotary",
     "silu_gate",
     "softmax",
 ]

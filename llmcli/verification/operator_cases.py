@@ -83,6 +83,16 @@ def attention_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
         yield name, (grad, q, k, v, cast(out.float()), lse, bias, lengths, scale, causal, bias is not None)
 
 
+def rotary(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Whole heads and parts of them, one table of angles for all sequences and one each."""
+    for B, T, H, D, R in [(1, 1, 1, 2, 2), (2, 5, 3, 14, 14), (1, 7, 2, 33, 10), (2, 3, 4, 128, 128)]:
+        x = cast(normal(B, T, H, D))
+        for tables in {1, B}:
+            angle = normal(tables, T, R // 2, seed=1, size=3)
+            wide = torch.promote_types(x.dtype, torch.float32)
+            yield f"B{B} T{T} H{H} D{D} R{R}", (x, angle.cos().to(wide), angle.sin().to(wide))
+
+
 def norm(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Layer norm with and without bias, and RMS norm, around a mean that is not 0."""
     for shape in ROWS:
@@ -157,6 +167,7 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "softmax": softmax,
     "softmax_out": softmax_out,
     "softmax_backward": softmax_backward,
+    "rotary": rotary,
     "norm": norm,
     "add_norm": add_norm,
     "norm_backward": norm_backward,

@@ -1,0 +1,300 @@
+"""Llama and its kin (Mistral, Qwen2, Qwen3): rotary positions, RMS norms, gated MLPs, shared keys and values.
+
+"LLaMA: Open and Efficient Foundation Language Models", Touvron et al., 2023. Shapes: B batch, T new positions,
+H query heads, G key/value heads, D head size, C width, I inner width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcli.errors import ModelError
+from llmcli.nn.causal import CausalModel, Embedding
+from llmcli.nn.kv_cache import KVCache
+from llmcli.nn.linear import Linear
+from llmcli.ops import add_rms_norm, attention, rms_norm, rotary, silu_gate
+
+# What a family does differently: its values for keys that config.json leaves out, and those it has no key for.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
+    "qwen2": {"qkv_bias": True, "max_position_embeddings": 32768},
+    "qwen3": {"qk_norm": True, "head_dim": 128, "max_position_embeddings": 32768},
+}
+# Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
+REFUSED = {"hidden_act": "silu", "mlp_bias": False, "quantization_config": None, "embd_pdrop": 0, "resid_pdrop": 0}
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The keys of `config.json` that decide the arithmetic.
+
+    A window of attention is not computed but avoided: the context ends where the window would begin to hide keys.
+    """
+
+    CONTEXT = "max_position_embeddings"
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: tuple[tuple[str, Any], ...] = ()  # rope_type and its factors, as sorted items
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+
+    n_layer = property(lambda self: self.num_hidden_layers)
+    n_positions = property(lambda self: self.max_position_embeddings)
+    n_head = property(lambda self: self.num_attention_heads)
+    n_kv_head = property(lambda self: self.num_key_value_heads)
+    n_embd = property(lambda self: self.hidden_size)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """Check the values of a `config.json`; keys that do not change the arithmetic are ignored."""
+        config = {"model_type": "llama", **{key: value for key, value in config.items() if value is not None}}
+        family = config["model_type"]
+        config = {**FAMILIES.get(family, {}), **config}
+        for key, off in REFUSED.items():
+            if config.get(key, off) != off:
+                raise ModelError(f"config.json: {key} = {config[key]!r} is not supported; expected {off!r}")
+        heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+        if isinstance(heads, int) and isinstance(width, int) and heads > 0:
+            config.setdefault("head_dim", width // heads)
+            config.setdefault("num_key_value_heads", heads)
+        bias = config.get("attention_bias", False)
+        rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        config["rope_theta"] = float(rope.pop("rope_theta", config.get("rope_theta", 10000.0)))
+        config |= {"qkv_bias": config.get("qkv_bias", bias), "out_bias": bias and family != "qwen2"}
+        config["rope_scaling"] = _scaling(rope)
+        window = config.get("sliding_window")
+        if isinstance(window, int) and config.get("use_sliding_window", True):
+            config["max_position_embeddings"] = min(window, config.get("max_position_embeddings", window))
+        chosen = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        for field in fields(cls):
+            value = chosen.get(field.name, field.default)
+            if not _is(str(field.type), value):
+                raise ModelError(f"config.json: {field.name} = {chosen.get(field.name)!r}; expected {field.type}")
+        result = cls(**chosen)
+        if result.num_attention_heads % result.num_key_value_heads or result.head_dim % 2 or result.head_dim > 256:
+            raise ModelError(
+                f"config.json: {result.num_attention_heads} heads, {result.num_key_value_heads} key/value heads of "
+                f"{result.head_dim}; expected a multiple, and an even size up to 256"
+            )
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """The keys of a `config.json`."""
+        names = {"llama": "Llama", "mistral": "Mistral"}
+        return {
+            **{key: value for key, value in asdict(self).items() if key not in ("qkv_bias", "out_bias", "qk_norm")},
+            "architectures": [f"{names.get(self.model_type, self.model_type.title())}ForCausalLM"],
+            "attention_bias": self.out_bias,
+            "rope_scaling": dict(self.rope_scaling),
+            "sliding_window": None,
+        }
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Whether a value fits the annotation of a field (true is no number, and sizes are positive)."""
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    if kind == "str":
+        return isinstance(value, str)
+    if kind == "float":
+        return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return isinstance(value, tuple) if kind.startswith("tuple") else isinstance(value, int) and value > 0
+
+
+# rope_type: the factors it needs.
+SCALINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def _scaling(rope: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """rope_scaling of config.json, checked; empty where positions are not scaled."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in SCALINGS:
+        raise ModelError(f"config.json: rope_type {kind!r} is not supported; expected one of: {', '.join(SCALINGS)}")
+    for name in SCALINGS[kind]:
+        if not _is("float", rope.get(name)):
+            raise ModelError(f"config.json: rope_scaling.{name} = {rope.get(name)!r}; expected a positive number")
+    return tuple(sorted({"rope_type": kind, **{name: float(rope[name]) for name in SCALINGS[kind]}}.items()))
+
+
+def frequencies(config: LlamaConfig) -> Tensor:
+    """Radians per position of each pair of a head, (D/2,) float64: theta^(-2i/D), slowed where config scales them.
+
+    llama3 keeps what turns more than high_freq_factor times over the original context, divides by factor what turns
+    less than low_freq_factor times, and goes from one to the other in between (the Llama 3.1 release).
+    """
+    rate: Tensor = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+    scaling = dict(config.rope_scaling)
+    if scaling.get("rope_type") == "linear":
+        return rate / scaling["factor"]
+    if scaling.get("rope_type") != "llama3":
+        return rate
+    turns = rate * scaling["original_max_position_embeddings"] / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return rate * keep + rate / scaling["factor"] * (1 - keep)
+
+
+class RMSNorm(nn.Module):
+    """The scale of an RMS norm over `size` elements."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.empty(size)), eps
+
+
+class Attention(nn.Module):
+    """Causal self-attention over the cache: x (B,T,C) and the angles of its positions → (B,T,C)."""
+
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.layer, self.config = layer, config
+        H, G, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.q_proj = Linear(config.hidden_size, H * D, config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, G * D, config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, G * D, config.qkv_bias)
+        self.o_proj = Linear(H * D, config.hidden_size, config.out_bias)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(D, config.rms_norm_eps), RMSNorm(D, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        size = self.config.head_dim
+        q, k, v = (layer(x).unflatten(-1, (-1, size)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        if self.config.qk_norm:
+            q = rms_norm(q, self.q_norm.weight, eps=self.q_norm.eps)
+            k = rms_norm(k, self.k_norm.weight, eps=self.k_norm.eps)
+        q, k, k_lengths = rotary(q, cos, sin), rotary(k, cos, sin), None
+        if cache is not None:
+            k, v, k_lengths = cache.extend(self.layer, k, v)
+        y = attention(q, k, v, causal=True, k_lengths=k_lengths)
+        projected: Tensor = self.o_proj(y.flatten(2))
+        return projected
+
+
+class MLP(nn.Module):
+    """silu(gate) * up, then down: x (B,T,C) → (B,T,C)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected: Tensor = self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))
+        return projected
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normed stream; the update of each is added by the norm that comes next."""
+
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, update: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor]:
+        norm = self.input_layernorm
+        normed, x = add_rms_norm(update, x, norm.weight, eps=norm.eps)
+        update, norm = self.self_attn(normed, cos, sin, cache), self.post_attention_layernorm
+        normed, x = add_rms_norm(update, x, norm.weight, eps=norm.eps)
+        return x, self.mlp(normed)
+
+
+class Llama(CausalModel):
+    """The whole model; its parameters hold whatever was in memory until a checkpoint or `initialize` fills them."""
+
+    Config = LlamaConfig
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._angles: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """The token embeddings (V,C)."""
+        return self.embed_tokens.weight
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> Llama:
+        """Fill the parameters for training from scratch: normal matrices of initializer_range, norms 1, biases 0."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        return self
+
+    def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names of Hugging Face's LlamaForCausalLM → this module's, without copying."""
+        renamed = {}
+        for key in weights:
+            name = key.removeprefix("model.")
+            tied_head = name == "lm_head.weight" and self.config.tie_word_embeddings
+            if not tied_head and not name.endswith("rotary_emb.inv_freq"):  # a table that old checkpoints hold
+                renamed[name] = weights[key]
+        return renamed
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The parameters under those names, for saving: the inverse of `rename`."""
+        return {n if n.startswith("lm_head") else f"model.{n}": tensor for n, tensor in self.state_dict().items()}
+
+    def _embed(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        x = F.embedding(ids, self.tokens)
+        return x, torch.zeros_like(x)
+
+    def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        x, update = self._embed(ids, cache)
+        positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
+        cos, sin = (table[positions].view(-1, ids.shape[1], table.shape[1]) for table in self._rotations(x.device))
+        for block in self.layers:
+            x, update = block(x, update, cos, sin, cache)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return x, update
+
+    def _normed(self, x: Tensor, update: Tensor) -> Tensor:
+        return add_rms_norm(update, x, self.norm.weight, eps=self.norm.eps)[0]
+
+    def _rotations(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every position's angles, each (n_positions, D/2) float32."""
+        if self._angles is None or self._angles[0].device != device:
+            with torch.inference_mode(False):  # training may use what an evaluation made
+                positions = torch.arange(self.config.n_positions, dtype=torch.float64)
+                angle = positions[:, None] * frequencies(self.config)
+                self._angles = angle.cos().float().to(device), angle.sin().float().to(device)
+        return self._angles
