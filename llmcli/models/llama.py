@@ -148,15 +148,15 @@ def frequencies(config: LlamaConfig) -> Tensor:
     less than low_freq_factor times, and goes from one to the other in between (the Llama 3.1 release).
     """
     rate: Tensor = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
-    scaling = dict(config.rope_scaling)
+    scaling: dict[str, Any] = dict(config.rope_scaling)
     if scaling.get("rope_type") == "linear":
-        return rate / scaling["factor"]
+        return rate / float(scaling["factor"])
     if scaling.get("rope_type") != "llama3":
         return rate
-    turns = rate * scaling["original_max_position_embeddings"] / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return rate * keep + rate / scaling["factor"] * (1 - keep)
+    turns: Tensor = rate * float(scaling["original_max_position_embeddings"]) / (2 * math.pi)
+    low, high, factor = (float(scaling[name]) for name in ("low_freq_factor", "high_freq_factor", "factor"))
+    keep: Tensor = ((turns - low) / (high - low)).clamp(0, 1)
+    return rate * keep + rate / factor * (1 - keep)
 
 
 class RMSNorm(nn.Module):
