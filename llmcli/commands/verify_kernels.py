@@ -27,8 +27,8 @@ def kernels(dtype: list[str], format: str, output: str | None) -> None:
     """Run every operator's kernel on awkward shapes, on each instruction set that this machine has.
 
     Errors are in units of the last place (ULP) of the largest exact result, beside those of torch's operators in the
-    same precision; more than twice torch's plus one ULP fails (four times for the gradients of attention). Exits with 3
-    when a kernel fails, and with 6 where there are no kernels.
+    same precision; more than twice torch's plus one ULP fails. Exits with 3 when a kernel fails, and with 6 where there
+    are no kernels.
     """
     if "auto" in dtype:
         raise InputError("--dtype auto needs a model: expected float32, bfloat16 or float16")

@@ -6,6 +6,7 @@ operators in the same dtype, and float64.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmcli.ops import registry
+from llmcli.ops.linear_quantized import GROUPS
 
 Cast = Callable[[Tensor], Tensor]
 Arguments = tuple[Any, ...]
@@ -161,6 +163,61 @@ def linear(cast: Cast) -> Iterator[tuple[str, Arguments]]:
         yield f"{rows} rows K{K} N{N} no bias", (x, packed, None, N)
 
 
+def linear_quantized_pack(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Weights of 8 and 4 bits with their scales; packing moves numbers."""
+    for _, K, N in MATRICES:
+        for bits in (8, 4):
+            yield f"N{N} K{K} int{bits}", (*quantized(K, N, bits), K)
+
+
+def linear_quantized(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Few rows and more, with and without bias, on weights of 8 and 4 bits."""
+    pack = registry.fallback("linear_quantized_pack")
+    for rows, K, N in MATRICES:
+        for bits in (8, 4):
+            packed = pack(*quantized(K, N, bits), K)
+            bias = cast(normal(N, seed=2)) if bits == 8 else None
+            yield f"{rows} rows K{K} N{N} int{bits}", (cast(normal(rows, K)), packed, bias, N, bits)
+
+
+def quantized(K: int, N: int, bits: int) -> tuple[Tensor, Tensor]:
+    """Whole weights, int8 (N,K) or two to a byte, and bfloat16 scales of their groups."""
+    generator = torch.Generator().manual_seed(1)
+    scale = normal(N, -(-K // GROUPS[bits]), seed=3).abs().bfloat16()
+    if bits == 8:
+        return torch.randint(-127, 128, (N, K), generator=generator, dtype=torch.int8), scale
+    return torch.randint(0, 256, (N, -(-K // 2)), generator=generator, dtype=torch.uint8), scale
+
+
+def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Two blocks and a head for rows of unequal length: GELU or a gated layer, one token or two."""
+    pack = registry.fallback("linear_pack")
+    heads, D, inner, V, S = 2, 8, 24, 65, 9
+    C = heads * D
+    for gated, T in ((False, 1), (True, 1), (False, 2)):
+        seeds = itertools.count(10)
+
+        def vector(n: int, middle: float = 0.0, seeds: Iterator[int] = seeds) -> Tensor:
+            return cast(normal(n, seed=next(seeds), size=0.3) + middle)
+
+        def matrix(n: int, k: int, seeds: Iterator[int] = seeds) -> Tensor:
+            return pack(cast(normal(n, k, seed=next(seeds), size=k**-0.5)))  # type: ignore[no-any-return]
+
+        none, parts = cast(torch.zeros(0)), []
+        for _ in range(2):
+            parts += [vector(C, 1.0), none if gated else vector(C), matrix(3 * C, C), vector(3 * C), matrix(C, C)]
+            parts += [vector(C), vector(C, 1.0), none if gated else vector(C), matrix(inner * (1 + gated), C)]
+            parts += [none if gated else vector(inner), matrix(C, inner), vector(C)]
+        parts += [vector(C, 1.0), none if gated else vector(C), matrix(V, C)]
+        x, update, cache = (
+            cast(normal(3, T, C)),
+            cast(normal(3, T, C, seed=1)),
+            cast(normal(2, 2, 3, S, heads, D, seed=2)),
+        )
+        sizes, constants = [heads, inner, V, 2 if gated else 1, int(gated)], [1e-5, D**-0.5, D**-0.5]
+        yield f"T{T} {'gated' if gated else 'gelu'}", (x, update, cache, [2, 0, 5], parts, sizes, constants)
+
+
 CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "attention": attention,
     "attention_backward": attention_backward,
@@ -177,4 +234,9 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "silu_gate_backward": silu_gate_backward,
     "linear_pack": linear_pack,
     "linear": linear,
+    "linear_quantized_pack": linear_quantized_pack,
+    "linear_quantized": linear_quantized,
+    "decoder": decoder,
 }
+# Compared with their fallback in the same dtype: they move numbers, or round their input to whole ones first.
+SAME_DTYPE = {"linear_pack", "linear_quantized_pack", "linear_quantized"}
