@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from llmcli import loading, scoring
+from llmcli.benchmarking.environment import environment
 
 TOLERANCE = 1e-3
 
@@ -85,7 +86,8 @@ def main() -> int:
         row = {"protocol": name, "tool": f"{tool} {metadata.version(tool)}", "figure": figure, "llmcli": mine}
         results.append({**row, "theirs": theirs, "relative_difference": mine / theirs - 1})
         print(f"{name:16} {figure:8} {mine:.6f}  {tool} {theirs:.6f}  {mine / theirs - 1:+.2e}")
-    document = {"schema": "llmcli/bench-protocols/1", "model_sha256": loaded.sha256(), "n_tokens": ids.shape[1]}
+    facts = {"model_sha256": loaded.sha256(), "n_tokens": ids.shape[1], "environment": environment()}
+    document = {"schema": "llmcli/bench-protocols/1", **facts}
     if arguments.output:
         arguments.output.write_text(
             json.dumps({**document, "tolerance": TOLERANCE, "results": results}, indent=2) + "\n"
