@@ -43,6 +43,10 @@ def diagnose() -> dict[str, Any]:
     kernels = registry.build_info()
     if not kernels["kernels"]:
         problems.append(f"no kernels, every operator runs on torch: {kernels['reason']}")
+    if registry.kernels and registry.kernels.amx_refused():
+        problems.append(
+            "this CPU's matrix tiles (AMX) failed the check at start, so the next instruction set serves; please report"
+        )
     default = default_model()
     if default["problem"]:
         problems.append(f"default model: {default['problem']}")

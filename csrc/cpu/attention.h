@@ -106,6 +106,7 @@ void attention_merge_items(const AttentionArgs& a, int64_t begin, int64_t end, v
 template <typename T>
 void attention_pass(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
   using P = typename ProductOf<T>::type;
+  [[maybe_unused]] typename P::Session session;
   switch (pass) {
     case AttentionPass::whole:
       return attention_items<P, T>(a, begin, end, scratch);
@@ -116,7 +117,7 @@ void attention_pass(const AttentionArgs& a, AttentionPass pass, int64_t begin, i
   }
 }
 
-void attention(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
+inline void attention(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
   switch (a.dtype) {
     case DType::f32:
       return attention_pass<float>(a, pass, begin, end, scratch);
@@ -127,7 +128,7 @@ void attention(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_
   }
 }
 
-int64_t attention_scratch(const AttentionArgs& a) {
+inline int64_t attention_scratch(const AttentionArgs& a) {
   return a.dtype == DType::bf16 ? AttentionTile<ProductOf<bf16>::type>::bytes(a)
                                 : AttentionTile<WideProduct>::bytes(a);
 }

@@ -56,7 +56,7 @@ struct AttentionGradient {
   }
 };
 
-// p and ds of one row in place of its scores and dp: the first n of `width`, a multiple of N, zeros behind.
+// p and ds of one row in place of its scores and dp: the first n of `width`, which is padded, zeros behind.
 template <class P>
 LLMCLI_INLINE void attention_backward_row(float* p, float* ds, typename P::Element* ds_r, const float* bias,
                                           int64_t n, int64_t width, float unit, float lse, float low,
@@ -78,10 +78,10 @@ LLMCLI_INLINE void attention_backward_row(float* p, float* ds, typename P::Eleme
   }
 }
 
-// x (rows, kAttentionBlock) → y (n, kBackwardRows), zeros behind the rows up to a multiple of N.
+// x (rows, kAttentionBlock) → y (n, kBackwardRows), zeros behind the rows up to what is padded.
 template <class P>
 LLMCLI_INLINE void attention_transpose(const float* x, typename P::Element* y, int64_t rows, int64_t n) {
-  for (int64_t r = 0; r < rows; r += N)
+  for (int64_t r = 0; r < padded<P>(rows); r += N)
     for (int64_t c = 0; c < n; c += N) {
       F t[N];
       LLMCLI_UNROLL for (int i = 0; i < N; ++i) t[i] =
@@ -113,8 +113,8 @@ void attention_backward_tile(const AttentionBackwardArgs& a, AttentionGradient<P
     const int64_t m = w.limit[first + r] - key;
     return m < 0 ? 0 : m < n ? m : n;
   };
-  const auto end_of = [rows](int64_t r) { return r + kTileRows < rows ? r + kTileRows : rows; };
-  const int64_t most = seen(rows - 1), width = round_up(most, N);
+  const auto end_of = [rows](int64_t r) { return r + P::kRows < rows ? r + P::kRows : rows; };
+  const int64_t most = seen(rows - 1), width = padded<P>(most);
   if (most == 0) return;
 
   for (int64_t r = 0; r < rows; ++r) {
@@ -149,8 +149,8 @@ void attention_backward_tile(const AttentionBackwardArgs& a, AttentionGradient<P
   }
   attention_transpose<P>(w.p, w.p_t, rows, most);
   attention_transpose<P>(w.ds, w.ds_t, rows, most);
-  for (int64_t c = 0; c < most; c += kTileRows) {
-    const int64_t m = most - c < kTileRows ? most - c : kTileRows;
+  for (int64_t c = 0; c < most; c += P::kRows) {
+    const int64_t m = most - c < P::kRows ? most - c : P::kRows;
     attention_add_product<P>(w.dv + c * w.columns, w.columns, m, w.p_t + c * R, R, w.grad_d, rows);
     attention_add_product<P>(w.dk + c * w.columns, w.columns, m, w.ds_t + c * R, R, w.q_d, rows);
   }
@@ -228,12 +228,13 @@ void attention_backward_head(const AttentionBackwardArgs& a, AttentionGradient<P
 template <typename T>
 void attention_backward_items(const AttentionBackwardArgs& a, int64_t begin, int64_t end, void* scratch) {
   using P = typename ProductOf<T>::type;
+  [[maybe_unused]] typename P::Session session;
   AttentionGradient<P> w;
   w.lay(a, static_cast<char*>(scratch));
   for (int64_t item = begin; item < end; ++item) attention_backward_head<P, T>(a, w, item / a.G, item % a.G);
 }
 
-void attention_backward(const AttentionBackwardArgs& a, int64_t begin, int64_t end, void* scratch) {
+inline void attention_backward(const AttentionBackwardArgs& a, int64_t begin, int64_t end, void* scratch) {
   switch (a.dtype) {
     case DType::f32:
       return attention_backward_items<float>(a, begin, end, scratch);
@@ -244,7 +245,7 @@ void attention_backward(const AttentionBackwardArgs& a, int64_t begin, int64_t e
   }
 }
 
-int64_t attention_backward_scratch(const AttentionArgs& a) {
+inline int64_t attention_backward_scratch(const AttentionArgs& a) {
   char* const base = nullptr;
   if (a.dtype == DType::bf16) return AttentionGradient<ProductOf<bf16>::type>().lay(a, base) - base;
   return AttentionGradient<WideProduct>().lay(a, base) - base;

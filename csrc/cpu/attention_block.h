@@ -28,7 +28,7 @@ LLMCLI_INLINE void attention_bias(const AttentionArgs& a, float* to, int64_t b, 
   }
 }
 
-// Weights of one row in place of its scores, n visible of `width` (a multiple of N, n <= width).
+// Weights of one row in place of its scores, n visible of `width` (padded, n <= width).
 // Scores are in units of 1 / unit; afterwards `top` and the weights are in units of log2.
 template <class P>
 LLMCLI_INLINE void attention_weights(const float* s, typename P::Element* p, int64_t n, int64_t width,
@@ -99,11 +99,15 @@ LLMCLI_INLINE void attention_merge(float* o, F block, float keep, float take) {
   store(o, fma(block, set(take), mul(load(o), set(keep))));
 }
 
-// scores[row][key] = A * B for `rows` rows. A depth above 64 is summed in parts: shorter chains of roundings.
+// scores[row][key] = A * B for `rows` rows. A depth above 64 is summed in parts: shorter chains of roundings;
+// a matrix unit sums in short chains by itself.
 template <class P>
 LLMCLI_INLINE void attention_products(float* scores, int64_t rows, const typename P::Element* a,
                                       int64_t a_stride, const typename P::Element* b, int64_t vectors,
                                       int64_t depth) {
+  if constexpr (P::kUnit > P::kPair)
+    return P::store_tile(rows, a, a_stride, b, kPanel * P::kPair, vectors, (depth + 1) / 2, scores,
+                         kAttentionBlock);
   constexpr int64_t kPart = 64;
   for (int64_t d = 0; d < depth; d += kPart) {
     const int64_t part = depth - d < kPart ? depth - d : kPart;
@@ -125,7 +129,7 @@ void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
     t.seen[r] = static_cast<int32_t>(n < 0 ? 0 : n < kAttentionBlock ? n : kAttentionBlock);
   }
   const int64_t most = t.seen[t.rows - 1], least = t.seen[0];
-  const auto end_of = [&t](int64_t r) { return r + kTileRows < t.rows ? r + kTileRows : t.rows; };
+  const auto end_of = [&t](int64_t r) { return r + P::kRows < t.rows ? r + P::kRows : t.rows; };
 
   const AttentionBlock<P> block = attention_pack<P, T>(a, t, j);
   for (int64_t c = 0; c < most; c += kPanel) {
@@ -144,7 +148,7 @@ void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
   const F unit = set(a.scale * kLog2e);
   for (int64_t r = 0; r < t.rows; ++r) {
     float* s = t.s + r * kAttentionBlock;
-    const int64_t n = t.seen[r], width = round_up(t.seen[end_of(r / kTileRows * kTileRows) - 1], N);
+    const int64_t n = t.seen[r], width = padded<P>(t.seen[end_of(r / P::kRows * P::kRows) - 1]);
     if (scaled) {
       if (a.bias) attention_bias(a, t.bias, t.b, t.h_of(r), t.t_of(r), key, n);
       for (int64_t i = 0; i < n; i += N)
@@ -155,11 +159,12 @@ void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
   }
   attention_merge_factors(t, t.block_top, t.block_sum);
 
-  // A zero weight does not hide an infinite or NaN value: such rows of V are dropped for those who do not
-  // see them, one query row at a time.
-  const bool together = least == most || all_finite(v + least * a.v_s, a.v_s, most - least, a.D);
+  // A zero weight does not hide an infinite or NaN value: such rows of V, to the end of a step, are dropped
+  // for those who do not see them, one query row at a time.
+  const int64_t step = round_up(most, P::kUnit), past = step < t.keys - key ? step : t.keys - key;
+  const bool together = least >= past || all_finite(v + least * a.v_s, a.v_s, past - least, a.D);
   for (int64_t end = t.rows; end > 0;) {
-    const int64_t r = together ? (end - 1) / kTileRows * kTileRows : end - 1;
+    const int64_t r = together ? (end - 1) / P::kRows * P::kRows : end - 1;
     const int64_t n = t.seen[end - 1];
     if (!together && P::kPair > 1) attention_hide<P>(t, j, n);
     tile<P>(end - r, t.p + r * t.kWeights, t.kWeights, block.v, block.v_stride, t.columns / N,

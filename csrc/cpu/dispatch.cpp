@@ -10,7 +10,10 @@ namespace llmcli::cpu {
 
 #if defined(__x86_64__)
 namespace amx {
-extern const Kernels table;
+Kernels table();
+}
+namespace amx_emulated {
+Kernels table();
 }
 namespace avx512bf16 {
 extern const Kernels table;
@@ -35,6 +38,9 @@ namespace {
 struct Tables {
   const Kernels* list[8];
   int count = 0;
+  // Tiles serve some kernels, avx512bf16 the others. Emulated ones are for tests: never chosen, never listed.
+  Kernels tiles{}, emulated{};
+  bool amx_refused = false;
 
   Tables() {
     const Features& f = features();
@@ -42,7 +48,10 @@ struct Tables {
       if (runs) list[count++] = &table;
     };
 #if defined(__x86_64__)
-    add(f.amx, amx::table);
+    if (f.avx512_bf16 && f.avx512_vnni) emulated = amx_emulated::table();
+    if (f.amx) tiles = amx::table();
+    amx_refused = f.amx && !multiplies_exactly(tiles);
+    add(f.amx && !amx_refused, tiles);
     add(f.avx512_bf16 && f.avx512_vnni, avx512bf16::table);
     add(f.avx512, avx512::table);
     add(f.avx2, avx2::table);
@@ -55,7 +64,7 @@ struct Tables {
   const Kernels* find(const char* isa) const {
     for (int i = 0; i < count; ++i)
       if (std::strcmp(list[i]->isa, isa) == 0) return list[i];
-    return nullptr;
+    return emulated.isa && std::strcmp(emulated.isa, isa) == 0 ? &emulated : nullptr;
   }
 };
 
@@ -82,6 +91,8 @@ const Kernels* const* available(int* count) {
 }
 
 const Kernels& active() { return *current().load(std::memory_order_relaxed); }
+
+bool amx_refused() { return tables().amx_refused; }
 
 bool activate(const char* isa) {
   const Kernels* named = tables().find(isa);

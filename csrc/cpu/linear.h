@@ -138,7 +138,7 @@ void linear_item(const LinearArgs& a, int64_t panel, int64_t row_begin, int64_t 
 }
 
 // Rows vary slowest within a panel, so that a panel's weights stay in cache over its row blocks.
-void linear(const LinearArgs& a, int64_t begin, int64_t end) {
+inline void linear(const LinearArgs& a, int64_t begin, int64_t end) {
   const int64_t blocks = (a.rows + kLinearRows - 1) / kLinearRows;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks, row = item % blocks * kLinearRows;
@@ -179,7 +179,7 @@ void linear_pack_panel(const LinearPackArgs& a, int64_t panel) {
   }
 }
 
-void linear_pack(const LinearPackArgs& a, int64_t begin, int64_t end) {
+inline void linear_pack(const LinearPackArgs& a, int64_t begin, int64_t end) {
   for (int64_t panel = begin; panel < end; ++panel) switch (a.dtype) {
       case DType::f32:
         linear_pack_panel<float>(a, panel);

@@ -1,9 +1,6 @@
 // Fills the table of entry points: include last, once per instruction set.
 #pragma once
 
-#define LLMCLI_STRING_(x) #x
-#define LLMCLI_STRING(x) LLMCLI_STRING_(x)
-
 namespace llmcli::cpu::LLMCLI_ISA {
 
 extern const Kernels table;

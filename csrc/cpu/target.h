@@ -13,6 +13,8 @@
 
 #include "kernels.h"
 
+#define LLMCLI_STRING_(x) #x
+#define LLMCLI_STRING(x) LLMCLI_STRING_(x)
 #define LLMCLI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define LLMCLI_TARGET_BEGIN(isa) \

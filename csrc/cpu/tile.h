@@ -3,12 +3,13 @@
 // starting from zero, so its value does not depend on the tile that computed it: one row gives what many
 // give.
 //
-// A Product names the operands: its Element, how many of them (kPair) one lane multiplies in one step, and
-// how to pack tensors into them. Packed layouts, in elements:
+// A Product names the operands: its Element, how many of them (kPair) one lane multiplies in one step, how
+// many depths one instruction takes (kUnit), how many rows fill its registers (kRows), and how to pack
+// tensors into them. A call that multiplies holds its Session. Packed layouts, in elements:
 //   rows        [row][depth], the left operand
 //   transposed  [depth / kPair][columns][kPair] from memory that holds one column after the other
 //   depths      [depth / kPair][columns][kPair] from memory that holds one depth after the other
-// Depth is padded with zeros to a multiple of kPair, columns to a multiple of N.
+// Depth is padded with zeros to a multiple of kUnit, columns to a multiple of N.
 #pragma once
 
 namespace llmcli::cpu::LLMCLI_ISA {
@@ -24,10 +25,17 @@ constexpr int kPanel = kTileVectors * N;  // columns of one register tile
 
 LLMCLI_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+// Depths of a left operand that come out of vectors and are read by whole steps.
+template <class P>
+LLMCLI_INLINE int64_t padded(int64_t depth) {
+  return round_up(depth, P::kUnit > N ? P::kUnit : N);
+}
+
 // Float32 operands; bfloat16 and float16 tensors are widened while they are packed.
 struct WideProduct {
   using Element = float;
-  static constexpr int kPair = 1;
+  static constexpr int kPair = 1, kUnit = 1, kRows = kTileRows;
+  struct Session {};
 
   static LLMCLI_INLINE F broadcast(const float* a) { return set(*a); }
   static LLMCLI_INLINE F load(const float* b) { return LLMCLI_ISA::load(b); }
@@ -81,7 +89,7 @@ LLMCLI_INLINE void pack_transposed(typename P::Element* to, const T* from, int64
       } else {
         for (int i = 0; i < N; ++i) r[i] = c + i < n ? P::words(x + i * stride, depth - d) : zero();
         transpose(r);
-        const int64_t words = (depth - d + P::kPair - 1) / P::kPair;
+        const int64_t words = round_up(depth - d, P::kUnit) / P::kPair;
         for (int i = 0; i < N && i < words; ++i) LLMCLI_ISA::store(y + i * kPanel, r[i]);
       }
     }
@@ -125,11 +133,12 @@ LLMCLI_INLINE void tile_columns(const typename P::Element* a, int64_t a_stride, 
   if (vectors - v >= 1) register_tile<P, kRows, 1>(a, a_stride, b + v * kWidth, b_stride, steps, shifted);
 }
 
-// A tile of up to kTileRows rows: depth = steps * kPair, strides in elements.
+// A tile of up to P::kRows rows: depth = steps * kPair, strides in elements.
 template <class P, class Take>
 LLMCLI_INLINE void tile(int64_t rows, const typename P::Element* a, int64_t a_stride,
                         const typename P::Element* b, int64_t b_stride, int64_t vectors, int64_t steps,
                         const Take& take) {
+  if constexpr (P::kUnit > P::kPair) return P::tile(rows, a, a_stride, b, b_stride, vectors, steps, take);
   if (rows == kTileRows) return tile_columns<P, kTileRows>(a, a_stride, b, b_stride, vectors, steps, take);
   int64_t i = 0;
   const auto shifted = [&](int j, int64_t v, F sum) __attribute__((always_inline)) { take(i + j, v, sum); };
@@ -144,7 +153,7 @@ LLMCLI_INLINE void tile(int64_t rows, const typename P::Element* a, int64_t a_st
   if (rows - i >= 1) tile_columns<P, 1>(a + i * a_stride, a_stride, b, b_stride, vectors, steps, shifted);
 }
 
-// The Product for tensors of T; tile_bf16.h knows a better one for bfloat16.
+// The Product for tensors of T; tile_bf16.h and tile_amx.h know better ones for bfloat16.
 template <typename T>
 struct ProductOf {
   using type = WideProduct;

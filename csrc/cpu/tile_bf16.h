@@ -6,7 +6,8 @@ namespace llmcli::cpu::LLMCLI_ISA {
 
 struct BFloat16Product {
   using Element = bf16;
-  static constexpr int kPair = 2;
+  static constexpr int kPair = 2, kUnit = 2, kRows = kTileRows;
+  struct Session {};
 
   static LLMCLI_INLINE F broadcast(const bf16* a) {
     int32_t pair;
@@ -51,9 +52,11 @@ struct BFloat16Product {
   }
 };
 
+#if !defined(LLMCLI_HAS_AMX)
 template <>
 struct ProductOf<bf16> {
   using type = BFloat16Product;
 };
+#endif
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

@@ -94,6 +94,11 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets that this binary holds and this CPU runs, best first.");
   m.def("set_isa", &set_isa, py::arg("name"),
         "Use another instruction set; ValueError when it is not available.");
+  m.def("amx_refused", &llmcli::cpu::amx_refused,
+        "Whether this CPU has matrix tiles that are not used because they failed the check at start.");
+  m.def(
+      "multiplies_exactly", [] { return llmcli::cpu::multiplies_exactly(llmcli::cpu::active()); },
+      "The check that matrix tiles must pass at start, on the instruction set in use.");
   m.def("elementary", &elementary, py::arg("name"), py::arg("values"),
         "Replace float32 values by \"exp\", \"exp_short\" or \"half_erfc\" of them, as the kernels compute "
         "it.");

@@ -59,6 +59,19 @@ def test_chunks_and_single_steps(isa: str, D: int, heads: tuple[int, int], dtype
             assert torch.equal(chunk.view(torch.uint8), whole[:, begin:end].contiguous().view(torch.uint8))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("T", "S"), [(96, 97), (96, 99), (96, 111), (96, 128)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_of_the_next_keys_stay_hidden(isa: str, T: int, S: int, value: float, dtype: torch.dtype) -> None:
+    q, k, v = draw((1, T, S, 1, 1, 64), dtype)
+    clean = attention(q, k, v, causal=True)
+    for first in (48, 47, 17):  # the last row of a tile, and rows inside of one, stand before the key
+        poisoned = v.clone()
+        poisoned[0, S - T + first :, 0, 3] = value
+        rows = attention(q, k, poisoned, causal=True)[:, :first]
+        assert torch.equal(rows, clean[:, :first])
+
+
 def test_decoding_split_over_threads_equals_prefill(isa: str, threads: None) -> None:
     torch.set_num_threads(2)
     q, k, v = draw((1, 130, 6000, 4, 2, 64), torch.float32)
