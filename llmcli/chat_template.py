@@ -6,8 +6,10 @@ A template is Jinja, rendered in a sandbox without access to files, modules or a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmcli.errors import InputError, ModelError, ResourceError
 
@@ -35,8 +37,13 @@ class ChatTemplate:
         self.source = source
         self._error = TemplateError
         self._tokens = {"eos_token": eos_token, "bos_token": bos_token or eos_token}
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals["raise_exception"] = _refuse
+        environment.filters["tojson"] = _to_json  # jinja's own is for HTML
+        # transformers' mark of what the assistant wrote, which `spans` finds without it
+        source = re.sub(r"{%(-?)\s*(?:end)?generation\s*(-?)%}", r"{%\1 if true %}{% endif \2%}", source)
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
@@ -61,7 +68,11 @@ class ChatTemplate:
         """The messages as one text, up to where the assistant answers if `add_generation_prompt`."""
         try:
             return self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **self._tokens
+                messages=list(messages),
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self._tokens,
             )
         except (self._error, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise InputError(f"the chat template refuses these messages: {error}") from None
@@ -82,6 +93,10 @@ class ChatTemplate:
             spans += [(before[len(done) :], False), (after[len(before) :], True)]
             done = after
         return spans
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _refuse(message: str) -> None:

@@ -44,6 +44,16 @@ def test_a_model_brings_its_own(tmp_path: Path) -> None:
     assert ChatTemplate.open(tmp_path / "nothing here", "<end>").source == SIMPLE
 
 
+def test_what_other_tools_offer_to_templates() -> None:
+    source = (
+        "{% if tools is not none %}{{ raise_exception('no tools here') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{{ m | tojson }} {%- generation -%} <{{ m.content }}> {%- endgeneration %}{% endfor %}"
+    )
+    found = ChatTemplate(source, "<end>").render([TALK[0], {"role": "user", "content": "a < é"}])
+    assert found == '{"role": "user", "content": "a < é"}<a < é>'
+
+
 @pytest.mark.parametrize("source", ["{% for %}", "{{ 'a' ~ }}"])
 def test_refuses_what_is_no_template(source: str) -> None:
     with pytest.raises(ModelError, match="not readable as Jinja"):
