@@ -161,8 +161,33 @@ class Session:
                 ids.append(record.get("id"))
         collected = self.collect(requests, interrupted) if requests else []
         for place, id, document in zip(places, ids, collected, strict=True):
-            documents[place] = document if id is None else {**document, "id": id}
+            documents[place] = document if id is None else {**document, "id": id, "request_id": document["id"]}
         return documents
+
+    def answers(
+        self, document: Any, number: int, line: bytes, defaults: Mapping[str, Any], errors: str = "strict"
+    ) -> bool:
+        """Whether a document of an earlier run is what this session would write for a numbered line of JSONL."""
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            return False
+        record: dict[str, Any] = {}
+        try:
+            record, settings = parse_record(line, defaults, errors)
+            request = self.request(record["prompt"], settings)
+        except InputError as error:
+            return document == error_document(error, number, record.get("id"))
+        facts, engine = document.get("llmcli"), {key: self.engine[key] for key in self.engine if key != "threads"}
+        if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in engine.items()):
+            return False
+        identity = _identity(self.name, request)
+        return document.get("request_id", document.get("id")) == identity and document.get("id") == (
+            identity if record.get("id") is None else record["id"]
+        )
+
+    @property
+    def name(self) -> str:
+        """The model as documents name it."""
+        return "default" if self.loaded.path == DEFAULT else self.loaded.name
 
     def collect(
         self, requests: Sequence[Request], interrupted: Callable[[], bool] = lambda: False
@@ -183,13 +208,12 @@ class Session:
     def document(self, request: Request, completions: Sequence[Completion], watch: Stopwatch) -> dict[str, Any]:
         """The document of one request; its timings are those of the batch that it shared."""
         written = sum(len(completion.tokens) for completion in completions)
-        name = "default" if self.loaded.path == DEFAULT else self.loaded.name
         return {
             "schema": SCHEMA,
-            "id": _identity(name, request),
+            "id": _identity(self.name, request),
             "object": "text_completion",
             "created": int(time.time()),
-            "model": name,
+            "model": self.name,
             "choices": [
                 {
                     "index": index,

@@ -17,7 +17,7 @@ import torch
 from llmcli.completions import SETTINGS, Completion, Policy, Session
 from llmcli.errors import InputError, ModelError
 from llmcli.generation import Request, start_rows
-from llmcli.loading import DEFAULT, Loaded
+from llmcli.loading import Loaded
 
 SCHEMA = "llmcli/receipt/1"
 TOKENIZER_FILES = ("encoder.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.bpe", "vocab.json")
@@ -32,7 +32,7 @@ def make(session: Session, prompt: str, request: Request, completions: Sequence[
     loaded = session.loaded
     return {
         "schema": SCHEMA,
-        "model": "default" if loaded.path == DEFAULT else loaded.name,
+        "model": session.name,
         "model_sha256": session.engine["model_sha256"],
         "tokenizer_sha256": tokenizer_sha256(loaded.path),
         "prompt": prompt,

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmcli.commands import terminal
+from llmcli.commands.options import ModelChoice
 from llmcli.commands.progress import Progress
 from llmcli.errors import InputError
 
 if TYPE_CHECKING:
     from llmcli.completions import Completion, Session, Stopwatch
     from llmcli.generation import Event, Request
+
+
+def open_session(
+    choice: ModelChoice, beams: int, length_penalty: float, ctx_size: int | None, ctx_overflow: str
+) -> Session:
+    """Load the model under the flags' policy. Raises InputError where the two do not fit."""
+    if beams > 1 and ctx_overflow == "slide":
+        raise InputError("--beams: expected --ctx-overflow error or truncate, got slide")
+    begin = time.perf_counter()
+    loaded = choice.load()
+    from llmcli.completions import Policy, Session
+
+    longest = loaded.model.config.n_positions
+    if ctx_size is not None and ctx_size > longest:
+        raise InputError(f"--ctx-size: expected at most {longest}, the model's context, got {ctx_size}")
+    policy = Policy(ctx_size or longest, ctx_overflow, beams, length_penalty)
+    return Session(loaded, policy, time.perf_counter() - begin)
 
 
 def leave_if(interrupt: terminal.Interrupt) -> None:
@@ -88,38 +108,87 @@ class Printer:
             self._current += self._current in self._ended
 
 
+@dataclass
+class Tally:
+    """How many records there were, what was wrong with which, and whether Ctrl-C came."""
+
+    count: int = 0
+    problems: list[str] = field(default_factory=list)
+    interrupt: terminal.Interrupt = field(default_factory=terminal.Interrupt)
+
+    def add(self, document: dict[str, Any]) -> None:
+        """Count a document."""
+        self.count += 1
+        if "error" in document:
+            self.problems.append(f"line {document['error']['line']}: {document['error']['message']}")
+
+
+def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers."""
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
 def continue_many(
     session: Session,
-    lines: Iterable[bytes],
+    records: Iterator[tuple[int, bytes]],
     batch_size: int,
     settings: dict[str, Any],
     errors: str,
     format: str,
     out: terminal.Writer,
-) -> tuple[int, list[str], terminal.Interrupt]:
-    """Continue records in batches and print each batch when it is done → their number, what was wrong, Ctrl-C."""
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    count, problems = 0, []
-    interrupt = terminal.Interrupt()
+    *,
+    tally: Tally | None = None,
+    lasting: bool = False,
+) -> Tally:
+    """Continue numbered lines in batches and print each batch when it is done.
+
+    lasting: documents hold nothing but what decides them, and one that Ctrl-C cut short is left to the next run.
+    """
+    tally = tally or Tally()
     with Progress("generating", unit="records") as progress:
-        while not interrupt.stop_requested and (batch := list(itertools.islice(numbered, batch_size))):
+        while not tally.interrupt.stop_requested and (batch := list(itertools.islice(records, batch_size))):
             # Not around the reading above: there Ctrl-C has nothing to finish.
-            with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
-                stop = partial(getattr, interrupt, "stop_requested")
+            with suppress(click.exceptions.Exit), terminal.interruptible() as tally.interrupt:
+                stop = partial(getattr, tally.interrupt, "stop_requested")
                 for document in session.records(batch, settings, errors=errors, interrupted=stop):
-                    count += 1
-                    if "error" in document:
-                        problems.append(f"line {document['error']['line']}: {document['error']['message']}")
+                    if lasting:
+                        if any(row["finish_reason"] == "interrupt" for row in document.get("choices", ())):
+                            break
+                        document = {key: document[key] for key in document if key not in ("created", "timings")}
+                    tally.add(document)
                     if format == "jsonl":
                         out.write(terminal.to_json(document, indent=None))
                     else:
                         out.write("".join(choice["text"] + "\n" for choice in document.get("choices", ())))
-            progress(count)
-    return count, problems, interrupt
+            progress(tally.count)
+    return tally
 
 
-def report(count: int, problems: list[str]) -> None:
+def resume_many(
+    session: Session, lines: Iterable[bytes], batch_size: int, settings: dict[str, Any], errors: str, path: str
+) -> Tally:
+    """Go on with a file of documents, once each line of it is found to answer its record. Raises InputError."""
+    records, tally = numbered(lines), Tally()
+    with terminal.open_appended(path) as (done, out):
+        for line in done:
+            number, record = next(records, (0, b""))
+            try:
+                document = json.loads(line)
+            except (ValueError, RecursionError):
+                document = None
+            if not number or not session.answers(document, number, record, settings, errors):
+                expected = f"the answer to line {number}" if number else "no more lines"
+                raise InputError(
+                    f"--resume: expected {expected} of --jsonl under these flags, got line {tally.count + 1} of "
+                    f"'{path}'; run the command that began the file, or name another one"
+                )
+            tally.add(document)
+        return continue_many(session, records, batch_size, settings, errors, "jsonl", out, tally=tally, lasting=True)
+
+
+def report(tally: Tally) -> None:
     """Say on stderr which records failed. Raises InputError when all did, or when there were none."""
+    count, problems = tally.count, tally.problems
     if not count:
         raise InputError("--jsonl: expected at least one record, got none")
     if len(problems) == count:

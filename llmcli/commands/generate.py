@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from llmcli.commands import terminal
-from llmcli.commands.continuing import continue_many, continue_one, leave_if, report, write_receipt
+from llmcli.commands.continuing import (
+    continue_many,
+    continue_one,
+    leave_if,
+    numbered,
+    open_session,
+    report,
+    resume_many,
+    write_receipt,
+)
 from llmcli.commands.options import (
     ModelChoice,
     Number,
@@ -23,9 +31,6 @@ from llmcli.commands.options import (
     verbosity_options,
 )
 from llmcli.errors import InputError
-
-if TYPE_CHECKING:
-    from llmcli.completions import Session
 
 PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endless pipe ends in an error
 
@@ -50,6 +55,7 @@ PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endl
     default=1,
     help="Records of --jsonl continued together; the texts do not depend on it.",
 )
+@option("--resume", is_flag=True, help="With --jsonl and -o: go on where an earlier run of the same command ended.")
 @option(
     "-n",
     "--max-tokens",
@@ -101,6 +107,7 @@ def command(
     format: str,
     output: str | None,
     receipt: str | None,
+    resume: bool,
     **settings: Any,
 ) -> None:
     """Continue PROMPT, or the text piped in, and print the continuation only, with a newline at its end.
@@ -111,6 +118,8 @@ def command(
     stops = [terminal.decode(os.fsencode(text), "--stop", encoding_errors) for text in settings["stop"]]
     settings["stop"] = tuple(map(terminal.unescape, stops) if escape else stops)
     if jsonl is None:
+        if resume:
+            raise InputError("--resume: expected --jsonl, whose records it goes on with")
         if settings["logprobs"] is not None and format == "text":
             raise InputError("--logprobs: expected --format json or jsonl, which have a place for them")
         text = terminal.read_prompt(argument, prompt, file, errors=encoding_errors, escape=escape, limit=PROMPT_LIMIT)
@@ -133,26 +142,14 @@ def command(
         raise InputError("--jsonl gives a document per line: expected --format jsonl or text, got json")
     if click.get_current_context().get_parameter_source("format") is click.core.ParameterSource.DEFAULT:
         format = "jsonl"
+    if resume and (format != "jsonl" or output in (None, "-")):
+        raise InputError("--resume: expected --format jsonl and -o FILE")
     lines = terminal.read_lines(jsonl)
     session = open_session(choice, beams, length_penalty, ctx_size, ctx_overflow)
-    with terminal.open_output(output) as out:
-        count, problems, interrupt = continue_many(session, lines, batch_size, settings, encoding_errors, format, out)
-    leave_if(interrupt)
-    report(count, problems)
-
-
-def open_session(
-    choice: ModelChoice, beams: int, length_penalty: float, ctx_size: int | None, ctx_overflow: str
-) -> Session:
-    """Load the model under the flags' policy. Raises InputError where the two do not fit."""
-    if beams > 1 and ctx_overflow == "slide":
-        raise InputError("--beams: expected --ctx-overflow error or truncate, got slide")
-    begin = time.perf_counter()
-    loaded = choice.load()
-    from llmcli.completions import Policy, Session
-
-    longest = loaded.model.config.n_positions
-    if ctx_size is not None and ctx_size > longest:
-        raise InputError(f"--ctx-size: expected at most {longest}, the model's context, got {ctx_size}")
-    policy = Policy(ctx_size or longest, ctx_overflow, beams, length_penalty)
-    return Session(loaded, policy, time.perf_counter() - begin)
+    if resume:
+        result = resume_many(session, lines, batch_size, settings, encoding_errors, str(output))
+    else:
+        with terminal.open_output(output) as out:
+            result = continue_many(session, numbered(lines), batch_size, settings, encoding_errors, format, out)
+    leave_if(result.interrupt)
+    report(result)

@@ -235,6 +235,32 @@ def open_output(path: str | None = None) -> Iterator[Writer]:
         raise
 
 
+@contextlib.contextmanager
+def open_appended(path: str) -> Iterator[tuple[Iterator[bytes], Writer]]:
+    """The whole lines of a file that an earlier run began, to be read first, and a writer that goes on behind them.
+
+    What the writer wrote stays, whatever ends the block; a line without an end is cut off. Raises InputError for what
+    is no regular file.
+    """
+    try:
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    except OSError as error:
+        raise InputError(f"expected a file that can be written, got '{path}': {error.strerror}") from None
+    with stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise InputError(f"expected a regular file to go on with, got '{path}'")
+
+        def lines() -> Iterator[bytes]:
+            end = 0
+            while (line := stream.readline()).endswith(b"\n"):
+                end += len(line)
+                yield line
+            stream.truncate(end)
+            stream.seek(end)
+
+        yield lines(), Writer(stream, f"'{path}'", eager=True)
+
+
 def _create(path: str, file: str, flags: int) -> BinaryIO:
     """Open `file`, in which what is meant for `path` is written. Raises InputError and ResourceError."""
     try:
