@@ -179,6 +179,18 @@ inline int64_t quantized_panel_bytes(int64_t inputs, int bits) {
   return kQuantizedPanel * (2 * quantized_groups(inputs, bits) + quantized_inputs(inputs, bits) * bits / 8);
 }
 
+// One step of a recurrent layer of width `size`: an LSTM, whose x and h hold the products of the gates i, f,
+// g, o, or, without a cell, a GRU, whose gates are r, z, n. One item is one row.
+struct RecurrentCellArgs {
+  const void* x;      // rows x_stride apart
+  const void* h;      // contiguous, as everything below
+  const void* state;  // the float32 cell of an LSTM, the hidden state of a GRU
+  void* y;            // the new hidden state
+  float* cell;        // the new cell, null for a GRU
+  int64_t size, x_stride;
+  DType dtype;
+};
+
 // Rotary position embedding of x (B,T,H,D) by strides, last dimension contiguous; y contiguous. One item is
 // one position of one sequence.
 struct RotaryArgs {
@@ -245,6 +257,7 @@ struct Kernels {
   void (*linear_quantized_rows)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized_pack)(const QuantizedPackArgs& args, int64_t begin, int64_t end);
+  void (*recurrent_cell)(const RecurrentCellArgs& args, int64_t begin, int64_t end);
   void (*rotary)(const RotaryArgs& args, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs& args, AttentionPass pass, int64_t begin, int64_t end, void* scratch);
   int64_t (*attention_scratch)(const AttentionArgs& args);  // bytes, 64-byte aligned, one per thread

@@ -13,12 +13,13 @@ from llmcli.commands.learning import Run, recipe_options, run_options
 from llmcli.commands.options import Engine, Number, define, engine_options, option, seed_option, verbosity_options
 from llmcli.errors import InputError, ModelError
 
-PRESETS: dict[str, dict[str, int]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-nano": {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 128},
     "gpt2-micro": {"n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 512},
     "gpt2-mini": {"n_embd": 384, "n_layer": 6, "n_head": 6, "n_positions": 512},
     "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
     "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024},
+    "lstm": {"model_type": "lstm", "n_embd": 512, "n_layer": 2, "n_positions": 256},
 }
 
 
@@ -32,7 +33,7 @@ PRESETS: dict[str, dict[str, int]] = {
             "cat *.txt | llmcli train --data - --preset gpt2-mini --output runs/mini",
         ),
     ],
-    help="Train a GPT-2 model from scratch on text; --output becomes a model directory.",
+    help="Train a model from scratch on text; --output becomes a model directory.",
 )
 @click.argument("files", nargs=-1, metavar="[FILES]...")
 @option("--data", multiple=True, metavar="PATH", help="A text, a JSONL of texts, a directory, or '-'; FILES are more.")

@@ -16,6 +16,7 @@ from llmcli.errors import ModelError
 MODELS = {
     "gpt2": "llmcli.models.gpt2:GPT2",
     "llama": "llmcli.models.llama:Llama",
+    "lstm": "llmcli.models.lstm:LSTM",
     "mistral": "llmcli.models.llama:Llama",
     "qwen2": "llmcli.models.llama:Llama",
     "qwen3": "llmcli.models.llama:Llama",

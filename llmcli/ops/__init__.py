@@ -9,6 +9,7 @@ from llmcli.ops.decoder import decoder
 from llmcli.ops.linear import linear, linear_pack
 from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from llmcli.ops.recurrent_cell import gru_cell, lstm_cell
 from llmcli.ops.rotary import rotary
 from llmcli.ops.softmax import softmax
 
@@ -18,11 +19,13 @@ __all__ = [
     "attention",
     "decoder",
     "gelu",
+    "gru_cell",
     "layer_norm",
     "linear",
     "linear_pack",
     "linear_quantized",
     "linear_quantized_pack",
+    "lstm_cell",
     "rms_norm",
     "rotary",
     "silu_gate",

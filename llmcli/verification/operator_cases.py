@@ -95,6 +95,23 @@ def rotary(cast: Cast) -> Iterator[tuple[str, Arguments]]:
             yield f"B{B} T{T} H{H} D{D} R{R}", (x, angle.cos().to(wide), angle.sin().to(wide))
 
 
+def lstm_cell(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Gates within reach and far out; the cell is wide."""
+    for rows, width in ROWS:
+        for size in (1, 30):
+            x, h = cast(normal(rows, 4 * width, size=size)), cast(normal(rows, 4 * width, seed=1, size=size))
+            wide = torch.promote_types(x.dtype, torch.float32)
+            yield f"({rows}, {width})", (x, h, normal(rows, width, seed=2).to(wide))
+
+
+def gru_cell(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The same for three gates."""
+    for rows, width in ROWS:
+        for size in (1, 30):
+            x, h = cast(normal(rows, 3 * width, size=size)), cast(normal(rows, 3 * width, seed=1, size=size))
+            yield f"({rows}, {width})", (x, h, cast(normal(rows, width, seed=2)))
+
+
 def norm(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Layer norm with and without bias, and RMS norm, around a mean that is not 0."""
     for shape in ROWS:
@@ -225,6 +242,8 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "softmax_out": softmax_out,
     "softmax_backward": softmax_backward,
     "rotary": rotary,
+    "lstm_cell": lstm_cell,
+    "gru_cell": gru_cell,
     "norm": norm,
     "add_norm": add_norm,
     "norm_backward": norm_backward,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmcli import loading
 from llmcli.errors import ModelError
 from llmcli.generation import Request, generate
 from llmcli.models.llama import Llama, LlamaConfig
+from llmcli.ops import registry
 from tests.tiny import write_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -90,7 +92,11 @@ def test_prefill_is_steps_and_a_batch_is_its_rows(
     write(tmp_path, family, **config)
     loaded = loading.load(tmp_path, dtype=dtype)
     model, ids, lengths = loaded.model, prompt(3, 40), torch.tensor([40, 17, 1])
-    same = torch.equal if loaded.engine()["kernels"] != "torch" else torch.allclose
+    same = (
+        torch.equal
+        if registry.kernels is not None
+        else partial(torch.allclose, atol=0.2 if dtype == "bfloat16" else 1e-4)
+    )
     together, state = model.start(ids, lengths, capacity=48)
     after = model.step(ids[:, :2], state)
     for row, length in enumerate(lengths.tolist()):
