@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "finetune": ("llmcli.commands.finetune", "Continue training a model, on texts or examples."),
     "evaluate": ("llmcli.commands.evaluate", "Compare what a model writes with what it should have written."),
     "classify": ("llmcli.commands.classify", "Label texts with a model that was fine-tuned for it."),
+    "quantize": ("llmcli.commands.quantize", "Save a model in 8 or 4 bits."),
     "bench": ("llmcli.commands.bench", "Measure prefill, decode and single operators."),
     "data": ("llmcli.commands.data", "Make training data ready: normalise, filter, drop duplicates."),
     "tokenizer": ("llmcli.commands.tokenizer", "Make a tokenizer from text."),

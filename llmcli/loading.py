@@ -18,6 +18,7 @@ from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
+from llmcli.nn import quantized
 from llmcli.nn.classifier import Classifier
 from llmcli.nn.linear import Linear
 from llmcli.ops import registry
@@ -45,6 +46,7 @@ class Loaded:
     device: torch.device
     repetition_penalty: float = 1.0  # what the model's generation_config.json advises
     labels: Sequence[str] = ()  # of a classifier
+    quantized: str | None = None  # "int8" or "int4"
 
     def sha256(self) -> str:
         """Hash of the weight files, in hexadecimal."""
@@ -56,6 +58,7 @@ class Loaded:
             "version": __version__,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "quantized": self.quantized,
             "threads": torch.get_num_threads(),
             "kernels": registry.build_info().get("isa", "torch"),
             "model_sha256": self.sha256(),
@@ -80,14 +83,15 @@ def load(
     offline: bool = False,
     pack: bool = True,
     classifier: bool = False,
+    quantize: str | None = None,
     changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """A directory, file, hub id or alias → a model in eval mode and its tokenizer.
 
-    pack lays the matrices out for the CPU kernels, for inference; training needs pack=False. With `classifier` the
-    model is a `Classifier` of Loaded.labels. `changes` replace keys of config.json for the model, such as its dropout,
-    and not in Loaded.config.
+    pack lays the matrices out for the CPU kernels, for inference; training needs pack=False. quantize brings them to
+    "int8" or "int4", which a checkpoint may also be already. With `classifier` the model is a `Classifier` of
+    Loaded.labels. `changes` replace keys of config.json for the model, such as its dropout, and not in Loaded.config.
     Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
     """
     path = find(spec, offline=offline)
@@ -100,7 +104,12 @@ def load(
         wanted = "a classifier, as 'llmcli finetune --task classify' makes" if classifier else "a language model"
         raise ModelError(f"{path}: expected {wanted}; got {kind}")
     model_cls = model_class(config.get("model_type"))
-    model_config = model_cls.Config.from_dict({**config, **(changes or {})})
+    already = quantized.described(config)
+    if already and (quantize not in (None, already) or not pack):
+        asked = f"asked for {quantize}" if pack else "training needs plain weights"
+        raise InputError(f"{path} is quantised to {already}, and {asked}: use the model that it was made from")
+    settings = {key: value for key, value in config.items() if not (already and key == quantized.KEY)}
+    model_config = model_cls.Config.from_dict({**settings, **(changes or {})})
     if model_config.n_layer > len(weights):  # before anything is built as large as the file pretends to be
         raise ModelError(
             f"{path}: config.json asks for {model_config.n_layer} layers; there are {len(weights)} tensors"
@@ -115,9 +124,21 @@ def load(
         except (RuntimeError, TypeError) as error:  # torch's words for sizes, or products of them, beyond 64 bits
             raise ModelError(f"{path}: config.json asks for tensors that no machine holds") from error
         renamed = model.rename(weights)
+        if already:
+            _assign_quantized(model, renamed, where, path)
         chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
         pack = pack and where.type == "cpu" and registry.kernels is not None
-        _assign(model, renamed, chosen, where, pack, path, progress)
+        narrow = already or quantize
+
+        def settle(layer: Linear, name: str) -> None:
+            if narrow:
+                layer.quantize(model.bits(narrow, name), f"{name}.weight")
+            elif pack:
+                layer.pack()
+
+        _assign(model, renamed, chosen, where, settle, path, progress)
+        if narrow:
+            model.quantize(narrow)
         if pack:
             model.pack()
         tokenizer = opening.result()
@@ -127,7 +148,7 @@ def load(
             f"{model.config.vocab_size}: the files belong to different models"
         )
     advised = _advised_penalty(path if path.is_dir() else path.parent)
-    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where, advised, labels or ())
+    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where, advised, labels or (), narrow)
 
 
 def _advised_penalty(directory: Path) -> float:
@@ -189,11 +210,11 @@ def _assign(
     weights: dict[str, torch.Tensor],
     dtype: torch.dtype,
     device: torch.device,
-    pack: bool,
+    settle: Callable[[Linear, str], None],
     path: Path,
     progress: Progress | None,
 ) -> None:
-    """Put each tensor in its place, cast, moved, checked and packed one at a time, so that copies do not add up."""
+    """Put each tensor in its place, cast, moved and checked, and settle its layer, so that copies do not add up."""
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     for names, problem in ((missing, "is missing"), (unknown, "has no place in this architecture")):
@@ -220,10 +241,27 @@ def _assign(
         where, _, leaf = name.rpartition(".")
         module = model.get_submodule(where)
         setattr(module, leaf, torch.nn.Parameter(tensor))
-        if pack and leaf == "weight" and isinstance(module, Linear):
-            module.pack()
+        if leaf == "weight" and isinstance(module, Linear):
+            settle(module, where)
         if progress is not None:
             progress(done, total)
+
+
+def _assign_quantized(model: Any, weights: dict[str, torch.Tensor], device: torch.device, path: Path) -> None:
+    """Take the integers and scales of every matrix out of `weights` and into their layers."""
+    for name, layer in model.matrices():
+        q, scale = (weights.pop(f"{name}.{leaf}", None) for leaf in quantized.LEAVES)
+        if q is None or scale is None:
+            raise ModelError(f"{path}: {name} has no {' or '.join(quantized.LEAVES)}: config.json and weights differ")
+        shapes = quantized.shapes(layer.out_features, layer.in_features, q.dtype)
+        if (tuple(q.shape), tuple(scale.shape)) != shapes or scale.dtype != torch.bfloat16:
+            raise ModelError(
+                f"{path}: {name} has integers {list(q.shape)} of {q.dtype} and scales {list(scale.shape)} of "
+                f"{scale.dtype}; expected {' and '.join(map(str, map(list, shapes)))}, the scales in bfloat16"
+            )
+        if not scale.sum(dtype=torch.float32).isfinite():
+            raise ModelError(f"{path}: {name}.scales holds NaN or infinity; expected finite scales: fetch it again")
+        layer.set_quantized(q.to(device), scale.to(device))
 
 
 def choose_device(name: str) -> torch.device:

@@ -27,6 +27,7 @@ from llmcli.commands.options import (
     model_options,
     option,
     output_options,
+    quantize_option,
     sampling_options,
     verbosity_options,
 )
@@ -89,6 +90,7 @@ PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endl
 @encoding_options[0]
 @encoding_options[1]
 @model_options
+@quantize_option
 @output_options("text", "json", "jsonl")
 @verbosity_options
 def command(

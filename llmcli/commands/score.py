@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @options.option("--over", type=Bits(), default="12bits", help="What --lint reports: 12bits, or 8.3nats.")
 @options.option("--choices", metavar="FILE", help="Answer the questions of a JSONL file: docs/score.md; - is stdin.")
 @options.model_options
+@options.quantize_option
 @texts.window_options
 @options.encoding_options[0]
 @options.output_options("text", "json", "jsonl")

@@ -14,6 +14,7 @@ from llmcli.commands.options import (
     model_options,
     option,
     output_options,
+    quantize_option,
     verbosity_options,
 )
 from llmcli.commands.progress import Progress
@@ -49,6 +50,7 @@ def command() -> None:
 @option("--prompt-tokens", type=click.IntRange(1), default=33, metavar="N", help="Tokens of each prompt.")
 @option("--gen-tokens", type=click.IntRange(1), default=8, metavar="N", help="Tokens that each is continued by.")
 @model_options
+@quantize_option
 @output_options("text", "json")
 @verbosity_options
 def determinism(
@@ -102,6 +104,7 @@ def determinism(
 @option("--chunk", type=Sizes(1), default="1,7,16", help="Tokens of a prompt read at once.")
 @option("--prompt-tokens", type=Sizes(4), default="5,24,48", help="Lengths of the prompts.")
 @model_options
+@quantize_option
 @output_options("text", "json")
 @verbosity_options
 def cache(chunk: list[int], prompt_tokens: list[int], choice: ModelChoice, format: str, output: str | None) -> None:

@@ -257,11 +257,14 @@ class GPT2(CausalModel):
     def checkpoint(self) -> dict[str, Tensor]:
         """The parameters under Hugging Face's names and layouts, for saving: the inverse of `rename`."""
         return {
-            name if name.startswith("lm_head") else f"transformer.{name}": (
-                tensor.t().contiguous() if name.endswith(CONV1D) else tensor
-            )
+            self.stored(name): tensor.t().contiguous() if name.endswith(CONV1D) else tensor
             for name, tensor in self.state_dict().items()
         }
+
+    @staticmethod
+    def stored(name: str) -> str:
+        """Hugging Face's name of a tensor of this module."""
+        return name if name.startswith("lm_head") else f"transformer.{name}"
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """ids (B,T) → the residual stream (B,T,C) and the last update to it, not yet added."""

@@ -34,6 +34,7 @@ class CausalModel(nn.Module):
 
     config: Any
     lm_head: Linear
+    quantized: str | None = None  # "int8" or "int4"
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,11 +67,40 @@ class CausalModel(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
-        if self.config.tie_word_embeddings:
+        own = self._own_head()
+        if own is None:
             self._packed_head = linear_pack(self.tokens.detach())
-        head = self._packed_head if self.config.tie_word_embeddings else self.lm_head.packed
+        head = self._packed_head if own is None else own.packed
         self._stack = None if head is None else self._describe(head)
         return self
+
+    def quantize(self, kind: str) -> CausalModel:
+        """Bring every matrix to 8 or 4 bits ("int8", "int4"), once; from now on the model only runs forward.
+
+        Embeddings, positions, norms and biases stay as they are; a tied head gets a matrix of its own.
+        Raises ModelError for a matrix that has NaN, infinity or a group of zeros.
+        """
+        self.quantized = kind
+        for name, layer in self.matrices():
+            layer.quantize(self.bits(kind, name), f"{name}.weight")
+        return self
+
+    def matrices(self) -> list[tuple[str, Linear]]:
+        """What `quantize` changes, by name: the linear layers, among them a head of its own for a tied one."""
+        if self._own_head() is None:
+            self.lm_head = Linear(self.tokens.shape[1], self.config.vocab_size, bias=False)
+            self.lm_head.register_parameter("weight", self.tokens)  # type: ignore[arg-type]
+        return [(name, layer) for name, layer in self.named_modules() if isinstance(layer, Linear)]
+
+    @staticmethod
+    def bits(kind: str, name: str) -> int:
+        """Bits of a matrix under "int8" or "int4"; the head, which costs most (docs/quantize.md), has 8 in either."""
+        return 8 if kind == "int8" or name == "lm_head" else 4
+
+    @staticmethod
+    def stored(name: str) -> str:
+        """A checkpoint's name of a tensor of this module."""
+        return name
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
@@ -151,21 +181,27 @@ class CausalModel(nn.Module):
     def bytes_read(self, past: int, batch: int) -> int:
         """Bytes that one step must read: every weight that is multiplied by, and each row's keys and values."""
         c = self.config
+        matrices = sum(m.bytes_read for m in self.modules() if isinstance(m, Linear))
+        head = self.tokens.nbytes if self._own_head() is None else 0
         vectors = sum(p.numel() for p in self.parameters() if p.dim() == 1)
         keys_and_values: int = 2 * batch * past * c.n_layer * c.n_kv_head * c.head_dim
-        return self.tokens.element_size() * (self._matrices() + vectors + self.tokens.numel() + keys_and_values)
+        return matrices + head + self.tokens.element_size() * (vectors + keys_and_values)
 
     def _matrices(self) -> int:
         """Elements of the blocks' matrices."""
-        head = None if self.config.tie_word_embeddings else self.lm_head
+        head = self._own_head()
         layers = (m for m in self.modules() if isinstance(m, Linear) and m is not head)
         return sum(m.in_features * m.out_features for m in layers)
+
+    def _own_head(self) -> Linear | None:
+        """The head's own matrix; None where it is the embedding."""
+        return self._modules.get("lm_head")  # type: ignore[return-value]
 
     def _head(self, x: Tensor, update: Tensor) -> Tensor:
         """The last norm and the vocabulary projection: (...,C) → (...,V)."""
         normed = self._normed(x, update)
-        if not self.config.tie_word_embeddings:
-            return self.lm_head.project(normed)
+        if (own := self._own_head()) is not None:
+            return own.project(normed)
         if self._packed_head is not None:
             return linear(normed, self._packed_head, None, self.config.vocab_size)
         return F.linear(normed, self.tokens)

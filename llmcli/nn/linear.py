@@ -1,17 +1,20 @@
-"""A linear layer that inference packs for the kernel, and training leaves as it is."""
+"""A linear layer that inference packs or quantises for the kernel, and training leaves as it is."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.ops import linear, linear_pack
+from llmcli.nn.quantized import quantize
+from llmcli.ops import linear, linear_pack, linear_quantized, linear_quantized_pack
 
 
 class Linear(nn.Linear):
     """nn.Linear without random weights, which a checkpoint or the model brings: x (..., K) → (..., N)."""
 
     packed: Tensor | None
+    bits = 0  # of quantised weights
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__(in_features, out_features, bias)
@@ -27,6 +30,25 @@ class Linear(nn.Linear):
         self.packed = linear_pack(self.weight.detach())
         self.register_parameter("weight", None)
 
+    def quantize(self, bits: int, name: str) -> None:
+        """Bring the weight to 8 or 4 bits, once, and let go of the plain one; `name` is for errors, a ModelError."""
+        if self.packed is None:
+            self.set_quantized(*quantize(self.weight, bits, name))
+
+    def set_quantized(self, integers: Tensor, scales: Tensor) -> None:
+        """Take what `nn.quantized.quantize` gives in place of a weight."""
+        self.packed = linear_quantized_pack(integers, scales, self.in_features)
+        self.bits = 8 if integers.dtype == torch.int8 else 4
+        self.register_parameter("weight", None)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the weights, and of their scales, that one product reads."""
+        if self.packed is not None and self.bits:
+            return self.packed.nbytes
+        element = self.weight if self.packed is None else self.packed
+        return self.in_features * self.out_features * element.element_size()
+
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + bias."""
         return self.project(x, self.bias)
@@ -35,4 +57,6 @@ class Linear(nn.Linear):
         """x W^T, with a bias or, where the next operator fuses it, without."""
         if self.packed is None:
             return F.linear(x, self.weight, bias)
+        if self.bits:
+            return linear_quantized(x, self.packed, bias, self.out_features, self.bits)
         return linear(x, self.packed, bias, self.out_features)

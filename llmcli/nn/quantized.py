@@ -5,6 +5,9 @@ The integers and scales here are what a quantised checkpoint holds; `ops.linear_
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +16,7 @@ from llmcli.errors import ModelError
 from llmcli.ops.linear_quantized import GROUPS
 
 FORMATS = {"int8": 8, "int4": 4}
+KEY, LEAVES = "quantization_config", ("qweight", "scales")  # in config.json, and in place of "weight"
 REFITS = {8: 0, 4: 2}  # of 8 bits, a better scale gains less than a hundredth of the error
 CHUNK = 1 << 18  # weights at a time: what is computed with them stays in the caches
 
@@ -37,6 +41,22 @@ def dequantize(q: Tensor, scale: Tensor, in_features: int) -> Tensor:
     else:
         values, group = torch.stack([q & 15, q >> 4], -1).flatten(1)[:, :in_features].float() - 8, GROUPS[4]
     return values * scale.float().repeat_interleave(group, 1)[:, :in_features]
+
+
+def shapes(N: int, K: int, dtype: torch.dtype) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of the integers of a matrix (N,K), int8 or else uint8, and of its scales."""
+    bits = 8 if dtype == torch.int8 else 4
+    return (N, -(-K * bits // 8)), (N, -(-K // GROUPS[bits]))
+
+
+def describe(kind: str) -> dict[str, Any]:
+    """What config.json says of a model that was quantised to this kind."""
+    return {"quant_method": "llmcli", "version": 1, "format": kind, "group_size": GROUPS[FORMATS[kind]]}
+
+
+def described(config: Mapping[str, Any]) -> str | None:
+    """The kind that `describe` put into a config.json; None where there is none, or another tool's."""
+    return next((kind for kind in FORMATS if config.get(KEY) == describe(kind)), None)
 
 
 def _quantize_rows(weight: Tensor, bits: int, name: str, first: int) -> tuple[Tensor, Tensor]:
