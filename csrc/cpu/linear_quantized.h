@@ -89,28 +89,27 @@ LLMCLI_INLINE void quantized_tile(const int8_t* q, int64_t q_stride, const float
   I sum[kRows][kVectors];
   LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
       set_int(starts[r * groups]);
-  for (int64_t s = 0; s < loads; ++s) {
+  int64_t s = 0;
+  do {  // loads >= 1
     I u[kVectors];
-    LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) u[v] = load_int(w + 4 * v * N);
-    w += 4 * kQuantizedPanel;
-    if constexpr (kBits == 8) {
-      LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
-        const I x = broadcast_bytes(q + r * q_stride + 4 * s);
-        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_bytes<8>(sum[r][v], u[v], x);
-      }
-    } else {
-      LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
-        const I x = broadcast_bytes(q + r * q_stride + 8 * s);
-        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
-            dot_bytes<4>(sum[r][v], low_nibbles(u[v]), x);
-      }
+    LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
+      u[v] = load_int(w + 4 * v * N);
+      if constexpr (kBits == 4) u[v] = low_nibbles(u[v]);
+    }
+    LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
+      const I x = broadcast_bytes(q + r * q_stride + quantized_unit(kBits) * s);
+      LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_bytes<kBits>(sum[r][v], u[v], x);
+    }
+    if constexpr (kBits == 4) {
+      asm("" ::: "memory");  // load again: both halves at once do not fit beside the sums
+      LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) u[v] = high_nibbles(load_int(w + 4 * v * N));
       LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
         const I x = broadcast_bytes(q + r * q_stride + 8 * s + 4);
-        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
-            dot_bytes<4>(sum[r][v], high_nibbles(u[v]), x);
+        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_bytes<4>(sum[r][v], u[v], x);
       }
     }
-  }
+    w += 4 * kQuantizedPanel;
+  } while (++s < loads);
   LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
     const F column_scale = load(column_scales + v * N);
     LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {

@@ -125,7 +125,9 @@ LLMCLI_INLINE I high_nibbles(I x) { return low_nibbles(_mm512_srli_epi16(x, 4));
 template <int kBits>
 LLMCLI_INLINE I dot_bytes(I sum, I u, I s) {
 #if defined(LLMCLI_HAS_VNNI)
-  return _mm512_dpbusd_epi32(sum, u, s);
+  // As assembly: of the intrinsic, GCC 12 keeps two copies of every sum, and spills them.
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+  return sum;
 #else
   if constexpr (kBits < 7)  // 2 * 127 * 127 is below 2^15: no saturation
     return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)));

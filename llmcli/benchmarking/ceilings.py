@@ -18,6 +18,7 @@ from llmcli import ops
 from llmcli.benchmarking.environment import last_level_cache
 from llmcli.benchmarking.timing import Clock, Work, synchronized, time_once
 from llmcli.ops import registry
+from llmcli.ops.linear_quantized import GROUPS
 
 ROUNDS = 5
 MATRIX_SIZE = 2048
@@ -76,6 +77,8 @@ def copy_patterns(device: torch.device) -> tuple[dict[str, Work], float]:
 
 def matrix_patterns(size: int, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Work], float]:
     """The product of two square matrices, by torch (the second stored by rows or columns) and by us; its operations."""
+    if dtype == torch.int8:
+        return integer_patterns(size, device)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out, columns = torch.empty_like(a), b.t()
     patterns: dict[str, Work] = {
@@ -85,6 +88,18 @@ def matrix_patterns(size: int, dtype: torch.dtype, device: torch.device) -> tupl
     if registry.kernels is not None and device.type == "cpu":
         packed = ops.linear_pack(b)
         patterns["llmcli linear"] = lambda: ops.linear(a, packed, None, size)
+    return patterns, 2.0 * size**3
+
+
+def integer_patterns(size: int, device: torch.device) -> tuple[dict[str, Work], float]:
+    """The same of bytes; ours brings the first matrix to bytes on the way."""
+    a, b = (torch.randint(-127, 128, (size, size), device=device, dtype=torch.int8) for _ in range(2))
+    columns = b.t()
+    patterns: dict[str, Work] = {"torch._int_mm": lambda: torch._int_mm(a, columns)}
+    if registry.kernels is not None and device.type == "cpu":
+        scale = torch.ones(size, -(-size // GROUPS[8]), dtype=torch.bfloat16)
+        x, packed = a.float(), ops.linear_quantized_pack(b, scale, size)
+        patterns["llmcli linear_quantized"] = lambda: ops.linear_quantized(x, packed, None, size, 8)
     return patterns, 2.0 * size**3
 
 

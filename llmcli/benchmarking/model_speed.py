@@ -144,12 +144,18 @@ class ModelBenchmark:
         return SpeedResult(
             test=test,
             device=str(self.weight.device),
-            dtype=str(self.weight.dtype).removeprefix("torch."),
+            dtype=precision(self.model),
             speed=speed,
             roofline_pct=100 * limit * speed.median / (1e9 * test.tokens),
             samples_ns=tuple(times),
             warnings=tuple(disturbances(times)),
         )
+
+
+def precision(model: Any) -> str:
+    """What the matrices are stored in: `float32`, `bfloat16`, `int8`, `int4`."""
+    name: str = getattr(model, "quantized", None) or str(next(model.parameters()).dtype).removeprefix("torch.")
+    return name
 
 
 def limit_ns(model: Any, test: SpeedTest, ceilings: Ceilings) -> float:
@@ -158,8 +164,8 @@ def limit_ns(model: Any, test: SpeedTest, ceilings: Ceilings) -> float:
     The roofline model (Williams, Waterman, Patterson, 2009). A step reads every weight that it multiplies by, and the
     keys and values of all earlier positions of every row, once each; it computes every product of `model.flops`.
     """
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    peak = ceilings.get(dtype)
+    dtype = precision(model)
+    peak = ceilings.get("int8" if dtype == "int4" else dtype)  # 4 bits are multiplied as 8
     depth = test.n_depth if test.n_prompt else max(1, test.n_depth)
     steps = [(test.n_prompt, depth)] if test.n_prompt else [(1, depth + index) for index in range(test.n_gen)]
     total = 0.0

@@ -26,8 +26,8 @@ def shape_config(shape: str) -> dict[str, Any]:
     return read_object(Path(shape), f"no such config.json, and none of the named shapes: {', '.join(SHAPES)}")
 
 
-def random_model(shape: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
-    """A model of that shape in eval mode, initialised as for training and packed as `loading.load` packs.
+def random_model(shape: str, *, dtype: torch.dtype, device: str, seed: int = 0, quantize: str | None = None) -> Any:
+    """A model of that shape in eval mode, initialised as for training, packed and quantised as `loading.load` does it.
 
     Raises ResourceError for a device that is not there.
     """
@@ -36,6 +36,8 @@ def random_model(shape: str, *, dtype: torch.dtype, device: str, seed: int = 0) 
     architecture = model_class(config.get("model_type", "gpt2"))
     model = architecture(architecture.Config.from_dict(config))
     model = model.initialize(torch.Generator().manual_seed(seed)).to(where, dtype)
+    if quantize:
+        model.quantize(quantize)
     if where.type == "cpu" and registry.kernels is not None:
         model.pack()
     return model.eval()

@@ -18,6 +18,7 @@ from llmcli.commands.options import (
     offline_option,
     option,
     output_options,
+    quantize_option,
     require_kernels_option,
     verbosity_options,
 )
@@ -43,6 +44,7 @@ class Bench(Command, click.Group):
     examples=[
         ("prefill of 512 tokens and decode of 128 with the embedded model", "llmcli bench"),
         ("decode at growing depths, in two precisions", "llmcli bench -m gpt2 --dtype float32,bfloat16 -d 0-896+128"),
+        ("the embedded model in 4 bits", "llmcli bench --quantize int4"),
         ("the shape of GPT-2 with random weights", "llmcli bench --random gpt2 --batch-size 1-8*2 --json"),
         ("single operators beside torch's", "llmcli bench kernels"),
     ],
@@ -61,6 +63,7 @@ class Bench(Command, click.Group):
 @option("--warmup", type=click.IntRange(0, 100), default=1, metavar="N", help="Samples that are thrown away first.")
 @option("--dtype", type=Dtypes(), default="auto", help="Precision of weights and activations.")
 @option("-t", "--threads", type=Sizes(1), help="CPU threads. [default: torch's]")
+@quantize_option
 @device_option
 @offline_option
 @require_kernels_option
@@ -94,6 +97,7 @@ def measure(
     model: str | None,
     random: str | None,
     dtype: list[str],
+    quantize: str | None,
     device: str,
     offline: bool,
     require_kernels: bool,
@@ -116,7 +120,7 @@ def measure(
     warnings: list[tuple[str, Sequence[str]]] = []
     interrupted = False
     for name in dtype:
-        loaded, label = load(ModelChoice(device, name, None, require_kernels, model, offline), random)
+        loaded, label = load(ModelChoice(device, name, None, require_kernels, model, offline, quantize), random)
         benchmark = ModelBenchmark(loaded, plan_tests(loaded.config.n_positions, **sizes))
         try:
             benchmark.measure_ceilings(ceilings)
@@ -154,7 +158,7 @@ def load(choice: ModelChoice, random: str | None) -> tuple[Any, str]:
 
     choice.prepare()
     dtype = torch.float32 if choice.dtype == "auto" else getattr(torch, choice.dtype)
-    return random_model(random, dtype=dtype, device=choice.device), f"random {random}"
+    return random_model(random, dtype=dtype, device=choice.device, quantize=choice.quantize), f"random {random}"
 
 
 def plan_tests(

@@ -85,6 +85,16 @@ def test_precisions_are_separate_tests(bench: Callable[..., Any]) -> None:
     assert [test["dtype"] for test in document["results"]] == ["float32", "float32", "bfloat16", "bfloat16"]
 
 
+def test_quantised_models_are_tests_of_their_own(bench: Callable[..., Any], tiny_gpt2: Path) -> None:
+    for source in ("", f"--random {tiny_gpt2 / 'config.json'}"):
+        for kind in ("int8", "int4"):
+            result = bench(f"{SMALL} --json --quantize {kind} {source}", model=not source)
+            assert result.exit_code == 0
+            document = json.loads(result.stdout)
+            assert {row["dtype"] for row in document["results"]} == {kind}
+            assert {c["dtype"] for c in document["ceilings"] if c["kind"] == "matrix"} == {"int8", "float32"}
+
+
 def test_few_repetitions_have_no_interval(bench: Callable[..., Any]) -> None:
     result = bench("--json --prompt-tokens 4 --gen-tokens 0 -r 2")
     (test,) = json.loads(result.stdout)["results"]
