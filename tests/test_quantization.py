@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from llmcli import loading, quantization
 from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError
 from llmcli.models.gpt2 import CONV1D
+from llmcli.models.llama import Llama, LlamaConfig
 from llmcli.nn import quantized
 from llmcli.verification import cache, determinism
-from tests.tiny import TINY, write_checkpoint
+from tests.tiny import TINY, write_checkpoint, write_tokenizer
 
 kinds = pytest.mark.parametrize("kind", ["int8", "int4"])
 
@@ -59,14 +61,35 @@ def test_round_trip(tiny_gpt2: Path, tmp_path: Path, kind: str, dtype: str) -> N
     assert loading.load(tmp_path / "model", quantize=kind).quantized == kind
 
 
-def test_a_head_that_is_not_tied(tmp_path: Path) -> None:
-    from dataclasses import replace
+LLAMA = {
+    "model_type": "llama", "vocab_size": 320, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 
+
+def write_llama(directory: Path, **changes: Any) -> None:
+    model = Llama(LlamaConfig.from_dict({**LLAMA, **changes})).initialize(torch.Generator().manual_seed(0))
+    (directory / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    safetensors.save(directory / "model.safetensors", model.checkpoint())
+    write_tokenizer(directory, 320)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: write_checkpoint(folder, replace(TINY, tie_word_embeddings=False)),
+        write_llama,
+        lambda folder: write_llama(folder, tie_word_embeddings=False),
+    ],
+)
+def test_other_models_and_heads(tmp_path: Path, write: Callable[[Path], object]) -> None:
     (tmp_path / "plain").mkdir()
-    write_checkpoint(tmp_path / "plain", replace(TINY, tie_word_embeddings=False))
-    quantise(tmp_path / "plain", "int4", tmp_path / "model")
+    write(tmp_path / "plain")
+    matrices = quantise(tmp_path / "plain", "int4", tmp_path / "model")
     loaded = loading.load(tmp_path / "model")
     assert torch.equal(logits(loaded), logits(loading.load(tmp_path / "plain", quantize="int4")))
+    assert [m.name for m in matrices if m.bits == 8] == ["lm_head"]
     assert "lm_head.weight" not in safetensors.open(tmp_path / "model")
 
 

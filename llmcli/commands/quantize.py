@@ -11,11 +11,14 @@ import click
 from llmcli.commands import terminal, texts
 from llmcli.commands.options import ModelChoice, define, encoding_options, model_options, option, verbosity_options
 from llmcli.commands.progress import Progress, quiet_hub
-from llmcli.errors import InputError
+from llmcli.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from llmcli.loading import Loaded
     from llmcli.quantization import Matrix
-    from llmcli.scoring import Rule
+    from llmcli.scoring import Document, Rule
+
+FIGURES = ("old_ppl", "new_ppl", "increase_pct", "ci", "n_tokens", "n_documents", "protocol", "fingerprint")
 
 
 @define(
@@ -58,31 +61,43 @@ def command(
     choice = replace(choice, model=source if source is not None else choice.model)
     named = texts.read(eval, encoding_errors) if eval else []
     choice.prepare()
-    from llmcli import loading, quantization, scoring
+    from llmcli import loading, quantization
 
     quiet_hub()
     name = "default" if choice.model is None else choice.model
     target, path = Path(output), loading.find(name, offline=choice.offline)
     quantization.check_output(target, path)
-    rule: Rule | None = None
     with terminal.open_output() as out:
         if named:
-            original = choice.load()
-            rule = texts.rule(None, ctx_size, stride, original.model.config.n_positions)
-            documents, before = texts.score(original, named, rule, batch_size)
-            del original
+            old = choice.load()
+            rule = texts.sliding(ctx_size, stride, old.model.config.n_positions)
+            documents = texts.documents(old, named, rule)
         plain = loading.load(name, device="cpu", dtype=choice.dtype, offline=choice.offline, pack=False)
         with Progress("quantising", unit="matrices") as progress:
             matrices = quantization.save(plain, to, target, progress)
         del plain
         summary = summarise(name, path, target, to, matrices)
-        if rule is not None:
+        if named:
             new = replace(choice, model=output).load()
-            _, after = texts.score(new, named, rule, batch_size)
-            summary["evaluation"] = scoring.compare(documents, before, after, rule)
+            summary["evaluation"] = evaluate(old, new, documents, rule, batch_size)
         out.write(terminal.to_json(summary) if json else as_text(summary))
     if not named:
         terminal.note("perplexity not measured: name a text with --eval FILE")
+
+
+def evaluate(old: Loaded, new: Loaded, documents: list[Document], rule: Rule, batch_size: int | None) -> dict[str, Any]:
+    """The change of perplexity, as `compare-perplexity` finds it. Raises ModelError when it is not a number."""
+    from llmcli.scoring import comparison
+
+    with Progress("comparing", total=sum(document.n_tokens for document in documents), unit="tokens") as progress:
+        pairs = comparison.compare(
+            old.model, new.model, documents, rule, batch_size=batch_size or max(1, 2048 // rule.context),
+            devices=(old.device, new.device), progress=progress,
+        )  # fmt: skip
+    report = comparison.summarise(documents, pairs, rule)
+    if "error" in report:
+        raise ModelError(f"{report['error']}; no comparison")
+    return {name: report[name] for name in FIGURES}
 
 
 def summarise(model: str, path: Path, target: Path, to: str, matrices: list[Matrix]) -> dict[str, Any]:
@@ -111,10 +126,10 @@ def as_text(summary: dict[str, Any]) -> str:
         f"most {100 * worst['relative_error']:.2f} % ({worst['name']}, {worst['bits']} bits)\n"
     )
     if (found := summary["evaluation"]) is not None:
-        ci = found["ci"]
-        interval = "no interval" if ci["low"] is None else f"95 % interval {ci['low']:+.3f} to {ci['high']:+.3f} %"
+        low, high = found["ci"]["low"], found["ci"]["high"]
+        interval = "no interval" if low is None else f"95 % interval {low:+.3f} to {high:+.3f} %"
         text += (
-            f"perplexity {found['before']['ppl']:.4f} -> {found['after']['ppl']:.4f}, {found['ppl_change_pct']:+.3f} % "
+            f"perplexity {found['old_ppl']:.4f} -> {found['new_ppl']:.4f}, {found['increase_pct']:+.3f} % "
             f"({interval}), {found['n_tokens']} tokens, protocol {found['protocol']['name']}\n"
         )
     return text

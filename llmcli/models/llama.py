@@ -271,7 +271,12 @@ class Llama(CausalModel):
 
     def checkpoint(self) -> dict[str, Tensor]:
         """The parameters under those names, for saving: the inverse of `rename`."""
-        return {n if n.startswith("lm_head") else f"model.{n}": tensor for n, tensor in self.state_dict().items()}
+        return {self.stored(name): tensor for name, tensor in self.state_dict().items()}
+
+    @staticmethod
+    def stored(name: str) -> str:
+        """Hugging Face's name of a tensor of this module."""
+        return name if name.startswith("lm_head") else f"model.{name}"
 
     def _embed(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x = F.embedding(ids, self.tokens)

@@ -5,7 +5,6 @@ Two perplexities compare only when their fingerprints are equal. Knows neither f
 
 from llmcli.scoring.documents import Document, Encodes, Floats, Scores, encode, logprobs, score
 from llmcli.scoring.figures import Total, fingerprint, report, too_short, total
-from llmcli.scoring.pairs import compare
 from llmcli.scoring.protocols import PROTOCOLS, Rule, Sliding, Window, default_stride, every, protocol
 from llmcli.scoring.resampling import bootstrap
 
@@ -20,7 +19,6 @@ __all__ = [
     "Total",
     "Window",
     "bootstrap",
-    "compare",
     "default_stride",
     "encode",
     "every",

@@ -24,11 +24,11 @@ def test_a_model_that_other_commands_open(shell: Shell, tiny_gpt2: Path, tmp_pat
     assert document["bytes_after"] < document["bytes_before"]
     figures = document["evaluation"]
     scored = shell("llmcli perplexity -m small a.txt --json")
-    assert json.loads(scored.out)["ppl"] == figures["after"]["ppl"]
+    assert json.loads(scored.out)["ppl"] == figures["new_ppl"]
     assert json.loads(scored.out)["llmcli"]["quantized"] == "int4"
     assert json.loads(scored.out)["fingerprint"] == figures["fingerprint"]
     at_load = shell(f"llmcli perplexity -m {tiny_gpt2} --quantize int4 a.txt --json")
-    assert json.loads(at_load.out)["ppl"] == figures["after"]["ppl"]
+    assert json.loads(at_load.out)["ppl"] == figures["new_ppl"]
     texts = shell(f"llmcli generate -m small The -n 8; llmcli generate -m {tiny_gpt2} --quantize int4 The -n 8 -t 1")
     assert texts.code == 0
     assert texts.out[: len(texts.out) // 2] == texts.out[len(texts.out) // 2 :]
