@@ -8,6 +8,7 @@ constexpr int64_t kPackRows = kTileRows;
 // Keys of one batch row, in elements, that stay in the caches from call to call: prefetching them costs more
 // than it gains.
 constexpr int64_t kCachedElements = 1 << 18;
+constexpr int64_t kAttentionAhead = 32;
 constexpr float kLog2e = 1.44269504f;
 constexpr double kLn2 = 0.69314718055994531;
 
@@ -105,19 +106,26 @@ void attention_open(const AttentionArgs& a, AttentionTile<P>& t, int64_t b, int6
   for (int64_t i = 0; i < t.rows * t.columns; i += N) store(t.o + i, zero());
 }
 
-// Starts loading a panel of the keys and values that come next, from their key c on: where heads are
-// interleaved in memory, the rows of one head are too far apart for the hardware to guess.
+// Starts loading N keys and values that come later, a few lines at a time, so that they come while the
+// arithmetic goes on. Where a head's keys lie one after the other: all elements of those kAttentionAhead
+// after key j * kAttentionBlock + c, in the order of memory, which sets the hardware's own prefetching going.
+// Where heads are interleaved: a vector of elements, from d on, of keys from c on of the block that comes
+// next.
 template <typename T, class P>
-LLMCLI_INLINE void attention_fetch(const AttentionArgs& a, const AttentionTile<P>& t, int64_t c) {
-  const int64_t key = t.next_block * kAttentionBlock + c;
-  const T* const k = static_cast<const T*>(a.k) + t.b * a.k_b + t.next_head * a.k_g;
-  const T* const v = static_cast<const T*>(a.v) + t.b * a.v_b + t.next_head * a.v_g;
-  const int64_t end = key + kPanel < t.keys ? key + kPanel : t.keys;
+LLMCLI_INLINE void attention_fetch(const AttentionArgs& a, const AttentionTile<P>& t, int64_t j, int64_t c,
+                                   int64_t d) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const bool along = a.k_s == a.D && a.v_s == a.D;
+  if (along && d > 0) return;
+  const int64_t key = along ? j * kAttentionBlock + c + kAttentionAhead : t.next_block * kAttentionBlock + c;
+  const int64_t head = along ? t.g : t.next_head, width = along ? a.D : d + 1;
+  const T* const k = static_cast<const T*>(a.k) + t.b * a.k_b + head * a.k_g;
+  const T* const v = static_cast<const T*>(a.v) + t.b * a.v_b + head * a.v_g;
+  const int64_t end = key + N < t.keys ? key + N : t.keys;
   for (int64_t s = key; s < end; ++s)
-    for (int64_t d = 0; d < a.D; d += 64 / static_cast<int64_t>(sizeof(T))) {
-      __builtin_prefetch(k + s * a.k_s + d, 0, 2);
-      __builtin_prefetch(v + s * a.v_s + d, 0, 2);
-    }
+    for (int64_t i = d; i < width; i += kLine) __builtin_prefetch(k + s * a.k_s + i, 0, 3);
+  for (int64_t s = key; s < end; ++s)
+    for (int64_t i = d; i < width; i += kLine) __builtin_prefetch(v + s * a.v_s + i, 0, 3);
 }
 
 // Keys and values of one block as the products read them. Valid until the next call.
@@ -137,9 +145,19 @@ LLMCLI_INLINE AttentionBlock<P> attention_pack(const AttentionArgs& a, Attention
   if (j >= t.packed) {
     const T* const keys = static_cast<const T*>(a.k) + t.b * a.k_b + t.g * a.k_g + key * a.k_s;
     const int64_t n = t.keys - key < kAttentionBlock ? t.keys - key : kAttentionBlock;
-    for (int64_t c = 0; c < n; c += kPanel) {
-      if (t.ahead) attention_fetch<T>(a, t, c);
-      pack_transposed<P>(k + c * t.depth, keys + c * a.k_s, a.k_s, n - c < kPanel ? n - c : kPanel, a.D);
+    if (t.ahead) {
+      constexpr int64_t kStep = N * P::kPair;
+      for (int64_t c = 0; c < n; c += N) {
+        auto* const to = k + c / kPanel * kPanel * t.depth + c % kPanel * P::kPair;
+        for (int64_t d = 0; d < a.D; d += kStep) {
+          attention_fetch<T>(a, t, j, c, d);
+          pack_transposed<P>(to + d * kPanel, keys + c * a.k_s + d, a.k_s, n - c < N ? n - c : N,
+                             a.D - d < kStep ? a.D - d : kStep);
+        }
+      }
+    } else {
+      for (int64_t c = 0; c < n; c += kPanel)
+        pack_transposed<P>(k + c * t.depth, keys + c * a.k_s, a.k_s, n - c < kPanel ? n - c : kPanel, a.D);
     }
     if (!in_place) P::pack_depths(v, t.columns, values, a.v_s, n, a.D);
     if (t.shared && !in_place) t.packed = j + 1;

@@ -6,12 +6,15 @@
 // block after block. It depends on K alone: one row or a thousand, any thread count, the same bits. Cost: 2 M
 // N K operations; W is read once per 48 rows, so one row runs at memory speed and many at the speed of the
 // multipliers. Tile: 6 rows × 4 vectors with 32 registers, 6 × 2 with 16 (4 × 2 without FMA), all in
-// registers. One item is one panel for one block of 48 rows.
+// registers. More than 6 rows walk through K in pieces of 16 KiB of weights, which stay in L1 while each tile
+// continues its chains over them and the second tile fetches the next piece. One item is one panel for one
+// block of 48 rows.
 #pragma once
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
-constexpr int64_t kLinearPanel = 64, kLinearRows = 48, kLinearBlock = 512;
+constexpr int64_t kLinearPanel = 64, kLinearRows = 48, kLinearBlock = 512, kLinearTile = 6;
+constexpr int64_t kLinearPiece = 16384;  // bytes
 
 // acc += x[0] * w[0] (+ x[1] * w[1] for bfloat16, whose step takes a pair) for kVectors vectors of columns.
 template <typename T>
@@ -57,39 +60,64 @@ struct LinearStep<bf16> {
   }
 };
 
-// One tile of rows × vectors over [begin, end) of K; `sums` carries the blocks before this one (stride
-// kLinearPanel).
-template <typename T, int kRows, int kVectors>
+// Starts loading the weights that a step `distance` bytes later takes.
+template <typename T>
+LLMCLI_INLINE void linear_fetch(const T* w, int64_t distance) {
+  constexpr int64_t kStep = kLinearPanel * LinearStep<T>::kDepth * static_cast<int64_t>(sizeof(T));
+  const char* const from = reinterpret_cast<const char*>(w) + distance;
+  LLMCLI_UNROLL for (int64_t i = 0; i < kStep; i += 64) __builtin_prefetch(from + i, 0, 3);
+}
+
+// Continues the chains of one tile of rows × vectors over [begin, end) of K; `chains` (stride kLinearPanel)
+// holds them where they have begun.
+template <typename T, int kRows, int kVectors, bool kFetch>
 LLMCLI_INLINE void linear_tile(const LinearArgs& a, const T* x, const T* w, int64_t begin, int64_t end,
-                               bool first, float* sums) {
+                               bool begun, float* chains) {
   using Step = LinearStep<T>;
   F acc[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = begun ? load(chains + r * kLinearPanel + v * N) : zero();
   const T* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = x + r * a.x_stride;
   const int64_t whole = begin + (end - begin) / Step::kDepth * Step::kDepth;
-  for (int64_t k = begin; k < whole; k += Step::kDepth)
+  for (int64_t k = begin; k < whole; k += Step::kDepth) {
+    if constexpr (kFetch) linear_fetch(w + k * kLinearPanel, kLinearPiece);
     Step::template run<kRows, kVectors>(acc, rows, k, false, w + k * kLinearPanel);
+  }
   if (whole < end) Step::template run<kRows, kVectors>(acc, rows, whole, true, w + whole * kLinearPanel);
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) {
-      float* sum = sums + r * kLinearPanel + v * N;
-      store(sum, first ? acc[r][v] : add(load(sum), acc[r][v]));
-    }
+    for (int v = 0; v < kVectors; ++v) store(chains + r * kLinearPanel + v * N, acc[r][v]);
 }
 
-template <typename T, int kRows>
-LLMCLI_INLINE void linear_rows(const LinearArgs& a, const T* x, const T* w, float* sums) {
+template <typename T, int kRows, bool kFetch>
+LLMCLI_INLINE void linear_columns(const LinearArgs& a, const T* x, const T* w, int64_t begin, int64_t end,
+                                  bool begun, float* chains) {
 #if defined(__AVX512F__)
   constexpr int kVectors = 4;
 #else
   constexpr int kVectors = 2;
 #endif
-  for (int64_t begin = 0; begin == 0 || begin < a.inputs; begin += kLinearBlock) {
-    const int64_t end = begin + kLinearBlock < a.inputs ? begin + kLinearBlock : a.inputs;
-    for (int64_t c = 0; c < kLinearPanel; c += kVectors * N)
-      linear_tile<T, kRows, kVectors>(a, x, w + c * LinearStep<T>::kDepth, begin, end, begin == 0, sums + c);
+  for (int64_t c = 0; c < kLinearPanel; c += kVectors * N)
+    linear_tile<T, kRows, kVectors, kFetch>(a, x, w + c * LinearStep<T>::kDepth, begin, end, begun,
+                                            chains + c);
+}
+
+template <typename T, bool kFetch>
+LLMCLI_INLINE void linear_rows(const LinearArgs& a, int64_t rows, const T* x, const T* w, int64_t begin,
+                               int64_t end, bool begun, float* chains) {
+  switch (rows) {
+    case 6:
+      return linear_columns<T, 6, kFetch>(a, x, w, begin, end, begun, chains);
+    case 5:
+      return linear_columns<T, 5, kFetch>(a, x, w, begin, end, begun, chains);
+    case 4:
+      return linear_columns<T, 4, kFetch>(a, x, w, begin, end, begun, chains);
+    case 3:
+      return linear_columns<T, 3, kFetch>(a, x, w, begin, end, begun, chains);
+    case 2:
+      return linear_columns<T, 2, kFetch>(a, x, w, begin, end, begun, chains);
+    default:
+      return linear_columns<T, 1, kFetch>(a, x, w, begin, end, begun, chains);
   }
 }
 
@@ -97,43 +125,38 @@ template <typename T>
 void linear_item(const LinearArgs& a, int64_t panel, int64_t row_begin, int64_t row_end) {
   const int64_t depth = LinearStep<T>::kDepth, steps = (a.inputs + depth - 1) / depth;
   const T* w = static_cast<const T*>(a.w) + panel * steps * depth * kLinearPanel;
-  const int64_t column = panel * kLinearPanel;
+  const int64_t column = panel * kLinearPanel, rows = row_end - row_begin;
   const int64_t columns = a.outputs - column < kLinearPanel ? a.outputs - column : kLinearPanel;
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
-  alignas(64) float sums[6 * kLinearPanel];
-  for (int64_t row = row_begin; row < row_end;) {
-    const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
-    const int64_t left = row_end - row;
-    const int64_t rows = left < 6 ? left : 6;
-    switch (rows) {
-      case 6:
-        linear_rows<T, 6>(a, x, w, sums);
-        break;
-      case 5:
-        linear_rows<T, 5>(a, x, w, sums);
-        break;
-      case 4:
-        linear_rows<T, 4>(a, x, w, sums);
-        break;
-      case 3:
-        linear_rows<T, 3>(a, x, w, sums);
-        break;
-      case 2:
-        linear_rows<T, 2>(a, x, w, sums);
-        break;
-      default:
-        linear_rows<T, 1>(a, x, w, sums);
-        break;
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      T* y = static_cast<T*>(a.y) + (row + r) * a.y_stride + column;
-      for (int64_t c = 0; c < columns; c += N) {
-        F s = load(sums + r * kLinearPanel + c);
-        if (bias) s = add(s, load_n(bias + c, columns - c));
-        store_n(y + c, s, columns - c);
+  const T* x = static_cast<const T*>(a.x) + row_begin * a.x_stride;
+  alignas(64) float sums[kLinearRows * kLinearPanel], chains[kLinearRows * kLinearPanel];
+  const int64_t piece =
+      rows > kLinearTile ? kLinearPiece / (kLinearPanel * static_cast<int64_t>(sizeof(T))) : kLinearBlock;
+  for (int64_t block = 0; block == 0 || block < a.inputs; block += kLinearBlock) {
+    const int64_t block_end = block + kLinearBlock < a.inputs ? block + kLinearBlock : a.inputs;
+    float* const to = block == 0 ? sums : chains;
+    for (int64_t k = block; k == block || k < block_end; k += piece) {
+      const int64_t end = k + piece < block_end ? k + piece : block_end;
+      for (int64_t row = 0; row < rows; row += kLinearTile) {
+        const int64_t n = rows - row < kLinearTile ? rows - row : kLinearTile;
+        if (row == kLinearTile) {
+          linear_rows<T, true>(a, n, x + row * a.x_stride, w, k, end, k > block, to + row * kLinearPanel);
+        } else {
+          linear_rows<T, false>(a, n, x + row * a.x_stride, w, k, end, k > block, to + row * kLinearPanel);
+        }
       }
     }
-    row += rows;
+    if (block > 0)
+      for (int64_t i = 0; i < rows * kLinearPanel; i += N)
+        store(sums + i, add(load(sums + i), load(chains + i)));
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    T* y = static_cast<T*>(a.y) + (row_begin + row) * a.y_stride + column;
+    for (int64_t c = 0; c < columns; c += N) {
+      F s = load(sums + row * kLinearPanel + c);
+      if (bias) s = add(s, load_n(bias + c, columns - c));
+      store_n(y + c, s, columns - c);
+    }
   }
 }
 

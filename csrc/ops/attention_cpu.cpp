@@ -21,10 +21,12 @@ double tile_cost(const cpu::AttentionArgs& a, int64_t keys) {
 }
 
 // A few rows over many keys leave threads idle when an item is a whole tile: then an item is one block of one
-// tile. Worked example: one query of 12 heads over 8,192 keys is 12 items whole, 768 items split.
+// tile. Worked example: one query of 12 heads over 8,192 keys is 12 items whole, 768 items split. Two threads
+// share the 12 well, if each can read a head from end to end: if its keys lie one after the other.
 bool worth_splitting(const cpu::AttentionArgs& a, double cost) {
   const int64_t threads = torch::stable::get_num_threads(), items = a.B * a.G * cpu::attention_tiles(a);
-  return threads > 1 && cpu::attention_tiles(a) == 1 && cpu::attention_blocks(a) > 1 && items < 8 * threads &&
+  const int64_t enough = (a.k_s == a.D ? 4 : 8) * threads;
+  return threads > 1 && cpu::attention_tiles(a) == 1 && cpu::attention_blocks(a) > 1 && items < enough &&
          static_cast<double>(items) * cost > 40000.0;
 }
 

@@ -149,7 +149,9 @@ class Stack {
     add(B_);
     add(head_->preparations(B_));
     add(head_->items(B_));
-    run_phases(ends, [this](size_t phase, int64_t item) { this->item(phase, item); }, [](size_t, int64_t) {});
+    run_phases(
+        ends, [this](size_t phase, int64_t item) { this->item(phase, item); },
+        [this](size_t phase, int64_t item, int n) { return this->fetch(phase, item, n); });
   }
 
  private:
@@ -172,9 +174,9 @@ class Stack {
     a.k_lengths = lengths_.data();
     a.causal = true;
     attention_items_ = B_ * G_ * cpu::attention_tiles(a);
-    // With many heads a thread walks along one head after the other; with few, blocks are dealt out.
+    // With some heads for each thread it walks along one after the other; with fewer, blocks are dealt out.
     split_ = cpu::attention_tiles(a) == 1 && cpu::attention_blocks(a) > 1 &&
-             attention_items_ < 8 * torch::stable::get_num_threads();
+             attention_items_ < 4 * torch::stable::get_num_threads();
   }
 
   void lay_out() {
@@ -259,6 +261,25 @@ class Stack {
         return run(block.down, wide, update_, rows_, i);
       case kPhases:
         break;
+    }
+  }
+
+  // The n-th part of an item's weights, into this core's cache; false where there is none.
+  bool fetch(size_t phase, int64_t i, int n) const {
+    const size_t layer = phase / kPhases, kind = phase % kPhases;
+    if (layer == blocks_.size()) return kind == 2 && head_->fetch(B_, i, n);
+    const Block& block = blocks_[layer];
+    switch (kind) {
+      case kQkv:
+        return block.qkv.fetch(rows_, i, n);
+      case kOut:
+        return block.out.fetch(rows_, i, n);
+      case kUp:
+        return block.up.fetch(rows_, i, n);
+      case kDown:
+        return block.down.fetch(rows_, i, n);
+      default:
+        return false;
     }
   }
 

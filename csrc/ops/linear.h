@@ -88,6 +88,17 @@ class LinearLayer {
     cpu::active().linear(a, begin, end);
   }
 
+  // Starts loading the n-th 4 KiB of what an item reads of the weights; false where there is no more.
+  bool fetch(int64_t rows, int64_t item, int64_t n) const {
+    constexpr int64_t kPage = 4096;
+    const int64_t bytes = bits_ ? cpu::quantized_panel_bytes(inputs_, bits_)
+                                : padded(inputs_, dtype_) * kPanel * (dtype_ == cpu::DType::f32 ? 4 : 2);
+    const char* const from = static_cast<const char*>(w_) + item / blocks(rows) * bytes + n * kPage;
+    const int64_t left = bytes - n * kPage;
+    for (int64_t i = 0; i < kPage && i < left; i += 64) __builtin_prefetch(from + i, 0, 2);
+    return left > kPage;
+  }
+
  private:
   cpu::QuantizedLinearArgs quantized(const void* x, void* y, int64_t rows, void* room) const {
     const int64_t groups = cpu::quantized_groups(inputs_, bits_);

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "linear.h"
+#include "rows.h"
 
 namespace llmcli {
 namespace {
@@ -16,8 +17,8 @@ Tensor linear_pack(const Tensor& weight) {
   a.inputs = w.size(1);
   a.w_stride = w.stride(0);
   const int64_t panels = LinearLayer::panels(a.outputs);
-  Tensor packed =
-      torch::stable::new_empty(w, {panels * LinearLayer::padded(a.inputs, a.dtype) * LinearLayer::kPanel});
+  const int64_t size[] = {panels * LinearLayer::padded(a.inputs, a.dtype) * LinearLayer::kPanel};
+  const Tensor packed = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), w.scalar_type());
   a.w = w.const_data_ptr();
   a.packed = packed.mutable_data_ptr();
   const auto kernel = cpu::active().linear_pack;

@@ -19,8 +19,9 @@ inline void relax(int spins) {
 // Runs f(phase, item) for every item of every phase; ends[p] counts the items of phases 0 to p. An item
 // begins when those of all earlier phases are done. Threads take items in order, one at a time, so one that
 // lost its core holds up an item and not a share, and a thread that waits for a phase already knows its item:
-// ahead(phase, item) may fetch what the item reads and nothing before it writes. Any number of threads may
-// come, at any time; one alone does everything. f must not throw.
+// ahead(phase, item, n), n = 0, 1, … until it is false, may fetch the n-th part of what the item reads and
+// nothing before it writes. Any number of threads may come, at any time; one alone does everything. f must
+// not throw.
 template <class F, class Ahead>
 void run_phases(const std::vector<int64_t>& ends, const F& f, const Ahead& ahead) {
   if (ends.empty() || ends.back() == 0) return;
@@ -32,9 +33,13 @@ void run_phases(const std::vector<int64_t>& ends, const F& f, const Ahead& ahead
     int64_t first = 0;
     for (int64_t item; (item = taken.count.fetch_add(1, std::memory_order_relaxed)) < ends.back();) {
       while (item >= ends[phase]) first = ends[phase++];
-      if (done.count.load(std::memory_order_acquire) < first) {
-        ahead(phase, item - first);
-        for (int spins = 0; done.count.load(std::memory_order_acquire) < first; ++spins) relax(spins);
+      bool more = true;
+      for (int spins = 0; done.count.load(std::memory_order_acquire) < first; ++spins) {
+        if (more) {
+          more = ahead(phase, item - first, spins);
+        } else {
+          relax(spins);
+        }
       }
       f(phase, item - first);
       done.count.fetch_add(1, std::memory_order_acq_rel);

@@ -108,21 +108,20 @@ def attention_training(S: int, dtype: torch.dtype) -> Contestants:
 
 
 def attention_decode(S: int, dtype: torch.dtype, *, cold: bool) -> Contestants:
-    """One query against S keys; cold goes round buffers that together exceed the last-level cache four times."""
+    """One query against S keys, laid out as in the cache; cold goes round buffers four times the last-level cache."""
     copies = 1
     if cold:
         cache = min(last_level_cache() or FALLBACK_CACHE, LARGEST_CACHE)
         copies = max(2, -(-4 * cache // (2 * S * HEADS * HEAD_DIM * dtype.itemsize)) + 1)
-    inputs = [attention_inputs(1, S, dtype) for _ in range(copies)]
-    their_inputs = [(heads_first(q), heads_first(k), heads_first(v)) for q, k, v in inputs]
+    inputs = [tuple(map(heads_first, attention_inputs(1, S, dtype))) for _ in range(copies)]
     turn, their_turn = count(), count()
 
     def run_ours() -> Tensor:
-        q, k, v = inputs[next(turn) % copies]
+        q, k, v = (x.transpose(1, 2) for x in inputs[next(turn) % copies])
         return ops.attention(q, k, v, causal=True)
 
     def run_torch() -> Tensor:
-        q, k, v = their_inputs[next(their_turn) % copies]
+        q, k, v = inputs[next(their_turn) % copies]
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     return Contestants(run_ours, run_torch)

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of every layer, (layers, 2, B, capacity, G, D); right-padded rows, each with its own length.
+    """Keys and values of every layer, (layers, 2, B, G, capacity, D); right-padded rows, each with its own length.
+
+    A head's keys lie one after the other, which is how decoding reads them.
 
     A step is `extend` once per layer, or `reserve`, then `advance` once. Rows of equal length (the usual case) need no
     index tensors.
@@ -25,14 +27,14 @@ class KVCache:
         device: torch.device,
     ):
         # Zeros, because a masked key still meets a zero probability, and 0 * NaN would leave garbage in the output.
-        self._set_data(torch.zeros(n_layers, 2, batch, capacity, n_kv_heads, head_dim, dtype=dtype, device=device))
+        self._set_data(torch.zeros(n_layers, 2, batch, n_kv_heads, capacity, head_dim, dtype=dtype, device=device))
         self._lengths = [0] * batch
         self._unequal: Tensor | None = None  # the lengths as a tensor, only while they differ
 
     @property
     def capacity(self) -> int:
         """Positions that a row can hold."""
-        return self._data.shape[3]
+        return self._data.shape[4]
 
     @property
     def max_length(self) -> int:
@@ -73,7 +75,7 @@ class KVCache:
         end = self.max_length + n
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions; {end} are needed")
-        return self._data, self._lengths
+        return self._data.transpose(3, 4), self._lengths
 
     def advance(self, n: int) -> None:
         """Count n new positions in every row, after each layer has been extended by them."""
@@ -87,7 +89,7 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keep, reorder or repeat batch rows: rows (N,) int64. Copies only the filled part, and nothing that stays."""
         chosen = rows.tolist()
-        filled = self._data[:, :, :, : self.max_length]
+        filled = self._data[:, :, :, :, : self.max_length]
         batch = self._data.shape[2]
         if len(chosen) <= batch:
             moved = [i for i, row in enumerate(chosen) if row != i]
@@ -98,11 +100,11 @@ class KVCache:
             shape = list(self._data.shape)
             shape[2] = len(chosen)
             data = self._data.new_zeros(shape)
-            data[:, :, :, : self.max_length] = filled[:, :, chosen]
+            data[:, :, :, :, : self.max_length] = filled[:, :, chosen]
             self._set_data(data)
         self.set_lengths([self._lengths[row] for row in chosen])
 
     def _set_data(self, data: Tensor) -> None:
         self._data = data
-        keys, values = data.unbind(1)
+        keys, values = data.transpose(3, 4).unbind(1)
         self._keys, self._values = keys.unbind(0), values.unbind(0)  # one (B, capacity, G, D) per layer
