@@ -15,6 +15,7 @@ enum Phase : size_t {
   kNorm1,
   kQkvInput,
   kQkv,
+  kRotate,
   kAttend,
   kMerge,
   kOutInput,
@@ -75,8 +76,8 @@ char* workspace(size_t bytes) {
 class Stack {
  public:
   Stack(const Tensor& x, const Tensor& update, const Tensor& cache, const std::vector<int64_t>& lengths,
-        const std::vector<Tensor>& parts, const std::vector<int64_t>& sizes,
-        const std::vector<double>& constants)
+        const std::vector<Tensor>& parts, const std::vector<Tensor>& angles,
+        const std::vector<int64_t>& sizes, const std::vector<double>& constants)
       : x_(x),
         first_update_(update),
         dtype_(dtype_of(x, "decoder")),
@@ -105,6 +106,7 @@ class Stack {
     hidden_width_ = activation_ == kSiluGate ? 2 * inner_ : inner_;
     eps_ = static_cast<float>(constants[0]);
     describe_cache(cache, lengths);
+    describe_angles(angles);
     const ScalarType dtype = x.scalar_type();
     blocks_.reserve(static_cast<size_t>(layers));
     for (size_t layer = 0; layer < static_cast<size_t>(layers); ++layer) {
@@ -135,6 +137,7 @@ class Stack {
       add(rows_);
       add(block.qkv.preparations(rows_));
       add(block.qkv.items(rows_));
+      add(cos_ ? rows_ : 0);
       add(split_ ? attention_items_ * cpu::attention_blocks(attention_) : attention_items_);
       add(split_ ? attention_items_ : 0);
       add(block.out.preparations(rows_));
@@ -179,45 +182,48 @@ class Stack {
              attention_items_ < 4 * torch::stable::get_num_threads();
   }
 
+  void describe_angles(const std::vector<Tensor>& angles) {
+    if (angles.empty()) return;
+    for (const Tensor& angle : angles)
+      STD_TORCH_CHECK(
+          angles.size() == 2 && angle.dim() == 3 && angle.sizes() == angles[0].sizes() &&
+              angle.scalar_type() == ScalarType::Float && angle.is_contiguous() &&
+              (angle.size(0) == 1 || angle.size(0) == B_) && angle.size(1) == T_ && 2 * angle.size(2) <= D_,
+          "decoder: expected no angles, or cos and sin (1 or B,T,R/2), contiguous float32, R <= D");
+    cos_ = static_cast<const float*>(angles[0].const_data_ptr());
+    sin_ = static_cast<const float*>(angles[1].const_data_ptr());
+    half_ = angles[0].size(2);
+    angle_b_ = angles[0].size(0) == 1 ? 0 : T_ * half_;
+  }
+
   void lay_out() {
-    const auto element = static_cast<size_t>(element_);
-    const auto size = [](int64_t n) { return static_cast<size_t>(n); };
-    const size_t partials =
-        split_
-            ? size(attention_items_ * cpu::attention_blocks(attention_) * cpu::attention_partial(attention_))
-            : 0;
+    const int64_t partials =
+        split_ ? attention_items_ * cpu::attention_blocks(attention_) * cpu::attention_partial(attention_)
+               : 0;
     int64_t room = head_->room(B_);
     for (const Block& block : blocks_)
       for (const LinearLayer* layer : {&block.qkv, &block.out, &block.up, &block.down})
         room = std::max(room, layer->room(rows_));
-    const size_t sizes[] = {size(rows_ * C_) * element,
-                            size(rows_ * C_) * element,
-                            size(rows_ * C_) * element,
-                            size(rows_ * width_) * element,
-                            size(rows_ * H_ * D_) * element,
-                            size(rows_ * hidden_width_) * element,
-                            size(rows_ * inner_) * element,
-                            size(B_ * C_) * element,
-                            size(rows_ * H_) * 4,
-                            partials * 4,
-                            size(room)};
-    void** const places[] = {&stream_,
-                             &normed_,
-                             &update_,
-                             &qkv_,
-                             &mixed_,
-                             &hidden_,
-                             &gated_,
-                             &last_,
-                             reinterpret_cast<void**>(&attention_.lse),
-                             reinterpret_cast<void**>(&attention_.partial),
-                             &room_};
-    size_t bytes = 0;
-    for (const size_t n : sizes) bytes += (n + 63) / 64 * 64;
-    char* at = workspace(bytes);
-    for (size_t i = 0; i < std::size(sizes); ++i) {
-      *places[i] = at;
-      at += (sizes[i] + 63) / 64 * 64;
+    const struct {
+      void** place;
+      int64_t bytes;
+    } parts[] = {{&stream_, rows_ * C_ * element_},
+                 {&normed_, rows_ * C_ * element_},
+                 {&update_, rows_ * C_ * element_},
+                 {&qkv_, rows_ * width_ * element_},
+                 {&mixed_, rows_ * H_ * D_ * element_},
+                 {&hidden_, rows_ * hidden_width_ * element_},
+                 {&gated_, rows_ * inner_ * element_},
+                 {&last_, B_ * C_ * element_},
+                 {&room_, room},
+                 {reinterpret_cast<void**>(&attention_.lse), rows_ * H_ * 4},
+                 {reinterpret_cast<void**>(&attention_.partial), partials * 4}};
+    int64_t bytes = 0;
+    for (const auto& part : parts) bytes += (part.bytes + 63) / 64 * 64;
+    char* at = workspace(static_cast<size_t>(bytes));
+    for (const auto& part : parts) {
+      *part.place = at;
+      at += (part.bytes + 63) / 64 * 64;
     }
     attention_.out = mixed_;
     scratch_ = cpu::active().attention_scratch(attention_);
@@ -239,6 +245,8 @@ class Stack {
         return prepare(block.qkv, normed_, rows_, i);
       case kQkv:
         return project(block.qkv, layer, i);
+      case kRotate:
+        return rotate(layer, i);
       case kAttend:
         return attend(layer, split_ ? cpu::AttentionPass::split : cpu::AttentionPass::whole, i);
       case kMerge:
@@ -328,23 +336,40 @@ class Stack {
     return a;
   }
 
-  // A panel of q, k and v; k and v also go to the cache.
+  // A panel of q, k and v; v, and k unless it turns first, also go to the cache.
   void project(const LinearLayer& qkv, size_t layer, int64_t i) const {
     run(qkv, normed_, qkv_, rows_, i);
     const LinearLayer::Part part = qkv.part(rows_, i);
     const int64_t end = part.column + part.columns;
-    for (int64_t column = std::max(part.column, H_ * D_); column < end;) {
-      const int64_t head = column / D_ - H_, d = column % D_, n = std::min(D_ - d, end - column);
-      const int64_t to = static_cast<int64_t>(layer) * layer_stride_ + (head < G_ ? 0 : kind_stride_) +
-                         (head < G_ ? head : head - G_) * attention_.k_g + d;
-      for (int64_t row = part.row; row < part.row + part.rows; ++row) {
-        const int64_t b = row / T_, s = lengths_[static_cast<size_t>(b)] - T_ + row % T_;
-        std::memcpy(cache_ + (to + b * attention_.k_b + s * attention_.k_s) * element_,
-                    static_cast<const char*>(qkv_) + (row * width_ + column) * element_,
-                    static_cast<size_t>(n * element_));
-      }
+    for (int64_t column = std::max(part.column, (cos_ ? H_ + G_ : H_) * D_); column < end;) {
+      const int64_t n = std::min(D_ - column % D_, end - column);
+      for (int64_t row = part.row; row < part.row + part.rows; ++row) keep(layer, row, column, n);
       column += n;
     }
+  }
+
+  // q and k of one row turn where they lie; k then goes to the cache.
+  void rotate(size_t layer, int64_t row) const {
+    const int64_t at = row / T_ * angle_b_ + row % T_ * half_;
+    cpu::RotaryArgs a{};
+    a.x = a.y = static_cast<char*>(qkv_) + row * width_ * element_;
+    a.cos = cos_ + at;
+    a.sin = sin_ + at;
+    a.T = 1, a.H = H_ + G_, a.D = a.x_h = D_, a.half = half_;
+    a.dtype = dtype_;
+    cpu::active().rotary(a, 0, 1);
+    for (int64_t g = 0; g < G_; ++g) keep(layer, row, (H_ + g) * D_, D_);
+  }
+
+  // Copies n columns of one head of k or v to the cache.
+  void keep(size_t layer, int64_t row, int64_t column, int64_t n) const {
+    const int64_t head = column / D_ - H_, b = row / T_;
+    const int64_t s = lengths_[static_cast<size_t>(b)] - T_ + row % T_;
+    const int64_t to = static_cast<int64_t>(layer) * layer_stride_ + (head < G_ ? 0 : kind_stride_) +
+                       (head < G_ ? head : head - G_) * attention_.k_g + column % D_ + b * attention_.k_b +
+                       s * attention_.k_s;
+    std::memcpy(cache_ + to * element_, static_cast<const char*>(qkv_) + (row * width_ + column) * element_,
+                static_cast<size_t>(n * element_));
   }
 
   void attend(size_t layer, cpu::AttentionPass pass, int64_t i) const {
@@ -397,6 +422,8 @@ class Stack {
   std::vector<Block> blocks_;
   std::optional<Norm> final_;
   std::optional<LinearLayer> head_;
+  const float *cos_ = nullptr, *sin_ = nullptr;  // null without rotary positions
+  int64_t half_ = 0, angle_b_ = 0;
   char* cache_;
   int64_t layer_stride_, kind_stride_;
   std::vector<int64_t> lengths_;  // after this step
@@ -410,8 +437,9 @@ class Stack {
 // the last position. sizes: H, inner width, V, activation, RMS norm or not; constants: eps, each layer's
 // scale.
 Tensor decoder(const Tensor& x, const Tensor& update, const Tensor& cache, std::vector<int64_t> lengths,
-               std::vector<Tensor> parts, std::vector<int64_t> sizes, std::vector<double> constants) {
-  Stack stack(x, update, cache, lengths, parts, sizes, constants);
+               std::vector<Tensor> parts, std::vector<Tensor> angles, std::vector<int64_t> sizes,
+               std::vector<double> constants) {
+  Stack stack(x, update, cache, lengths, parts, angles, sizes, constants);
   const int64_t shape[] = {x.size(0), sizes[2]};
   const Tensor logits = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(shape, 2), x.scalar_type());
   stack.run(logits.mutable_data_ptr());

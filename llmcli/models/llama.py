@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.errors import ModelError
+from llmcli.nn import decoder
 from llmcli.nn.causal import CausalModel, Embedding
+from llmcli.nn.decoder import DecoderStack, joinable
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.ops import add_rms_norm, attention, rms_norm, rotary, silu_gate
@@ -284,13 +286,32 @@ class Llama(CausalModel):
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x, update = self._embed(ids, cache)
-        positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
-        cos, sin = (table[positions].view(-1, ids.shape[1], table.shape[1]) for table in self._rotations(x.device))
+        cos, sin = self._turns(ids, cache)
         for block in self.layers:
             x, update = block(x, update, cos, sin, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
         return x, update
+
+    def _turns(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
+        cos, sin = (table[positions].view(-1, ids.shape[1], table.shape[1]) for table in self._rotations(ids.device))
+        return cos, sin
+
+    def _describe(self, head: Tensor) -> DecoderStack | None:
+        config, blocks = self.config, []
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            attn, mlp = layer.self_attn, layer.mlp
+            qkv, up = (attn.q_proj, attn.k_proj, attn.v_proj), (mlp.gate_proj, mlp.up_proj)
+            if config.qk_norm or not (joinable(*qkv) and joinable(*up)):
+                return None
+            norms = layer.input_layernorm, layer.post_attention_layernorm
+            scale = config.head_dim**-0.5
+            blocks.append(decoder.Block(norms[0], qkv, attn.o_proj, norms[1], up, mlp.down_proj, scale))
+        return DecoderStack(
+            blocks, self.norm, head, vocab_size=config.vocab_size, n_heads=config.n_head, activation="silu_gate"
+        )
 
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:
         return add_rms_norm(update, x, self.norm.weight, eps=self.norm.eps)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,10 @@ class CausalModel(nn.Module):
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """ids (B,T) → what leaves the last block, as in `_embed`; the cache takes in T positions."""
         raise NotImplementedError
+
+    def _turns(self, ids: Tensor, cache: KVCache | None) -> Sequence[Tensor]:
+        """cos and sin of the positions of ids (B,T), as `rotary` takes them; none without rotary positions."""
+        return ()
 
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:
         """The last norm, of x + update."""
@@ -146,7 +150,7 @@ class CausalModel(nn.Module):
     def step(self, ids: Tensor, state: KVCache) -> Tensor:
         """Continue every row: ids (B,T), T >= 1, and the state of `start` → logits (B,V) after the last of them."""
         if self._stack is not None and ids.numel() <= DecoderStack.ROWS and not torch.is_grad_enabled():
-            return self._stack.step(*self._embed(ids, state), state)
+            return self._stack.step(*self._embed(ids, state), state, self._turns(ids, state))
         for begin in range(0, ids.shape[1], CHUNK):
             x, update = self._blocks(ids[:, begin : begin + CHUNK], state)
         return self._head(x[:, -1], update[:, -1])

@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.ops import decoder
 from llmcli.ops.decoder import ACTIVATIONS
+from llmcli.ops.linear import PANEL
 
 
 @dataclass(frozen=True)
 class Block:
-    """The layers of one block; qkv gives q, k and v one after the other, scale multiplies the scores."""
+    """The layers of one block; qkv gives q, k and v, up of a gated block gate and up; scale multiplies the scores.
+
+    Where several layers give them, one after the other, all but the last of these have a multiple of 64 outputs.
+    """
 
     norm_1: nn.Module
-    qkv: Linear
+    qkv: Linear | Sequence[Linear]
     out: Linear
     norm_2: nn.Module
-    up: Linear
+    up: Linear | Sequence[Linear]
     down: Linear
     scale: float
 
@@ -43,21 +48,35 @@ class DecoderStack:
             self._parts += [tensor for layer in layers for tensor in _tensors(layer)]
         self._parts += [*_tensors(norm), head]
         rms = getattr(norm, "bias", None) is None
-        self._sizes = [n_heads, blocks[0].up.out_features, vocab_size, ACTIVATIONS.index(activation), int(rms)]
-        if activation == "silu_gate":
-            self._sizes[1] //= 2
+        self._sizes = [n_heads, blocks[0].down.in_features, vocab_size, ACTIVATIONS.index(activation), int(rms)]
         self._constants = [float(norm.eps), *(block.scale for block in blocks)]  # type: ignore[arg-type]
 
-    def step(self, x: Tensor, update: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B,V) after the last position of x + update, each (B,T,C), which the cache takes in."""
+    def step(self, x: Tensor, update: Tensor, cache: KVCache, angles: Sequence[Tensor] = ()) -> Tensor:
+        """Logits (B,V) after the last position of x + update, each (B,T,C), which the cache takes in.
+
+        angles: cos and sin for `rotary`, where the model has rotary positions.
+        """
         data, lengths = cache.reserve(x.shape[1])
-        logits = decoder(x, update, data, lengths, self._parts, self._sizes, self._constants)
+        logits = decoder(x, update, data, lengths, self._parts, angles, self._sizes, self._constants)
         cache.advance(x.shape[1])
         return logits
 
 
-def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a norm or of a packed linear layer; empty where there is no bias."""
+def joinable(*layers: Linear) -> bool:
+    """Whether packed layers of the same inputs can stand as one of a `Block`."""
+    widths = [layer.out_features for layer in layers[:-1]]
+    kinds = {(layer.packed.dtype, layer.packed.numel() // -(-layer.out_features // PANEL)) for layer in layers}  # type: ignore[union-attr]
+    return all(width % PANEL == 0 for width in widths) and len(kinds) == 1
+
+
+def _tensors(layer: nn.Module | Sequence[Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a norm, or of packed linear layers, which become views of one; empty without a bias."""
+    if not isinstance(layer, nn.Module):
+        packed = torch.cat([part.packed for part in layer])  # type: ignore[misc]
+        for part, view in zip(layer, packed.split([part.packed.numel() for part in layer]), strict=True):  # type: ignore[union-attr]
+            part.packed = view
+        biases = [part.bias.detach() for part in layer if part.bias is not None]
+        return packed, torch.cat(biases) if biases else packed.new_empty(0)
     weight = layer.packed if isinstance(layer, Linear) else layer.weight
     assert isinstance(weight, Tensor)
     bias = getattr(layer, "bias", None)

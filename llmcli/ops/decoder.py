@@ -13,6 +13,7 @@ from llmcli.ops.linear import linear
 from llmcli.ops.linear_quantized import linear_quantized, packed_bytes
 from llmcli.ops.norm import add_layer_norm, add_rms_norm
 from llmcli.ops.registry import define
+from llmcli.ops.rotary import rotary
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu_gate")
 
@@ -30,17 +31,19 @@ def decoder(
     cache: Tensor,
     lengths: Sequence[int],
     parts: Sequence[Tensor],
+    angles: Sequence[Tensor],
     sizes: Sequence[int],
     constants: Sequence[float],
 ) -> Tensor:
     """Logits (B,V) after the last position of x + update, x and update (B,T,C); inference only.
 
     Row b's T new keys and values go into the cache (layers,2,B,S,G,D) from position lengths[b] on. parts: PARTS of
-    each block, then weight and bias of the last norm, then the packed head. sizes: heads, inner width, V, position in
+    each block, then weight and bias of the last norm, then the packed head. angles: none, or cos and sin
+    as `rotary` takes them. sizes: heads, inner width, V, position in
     ACTIVATIONS, and 1 for RMS norm or 0 for layer norm. constants: eps, then each block's scale of attention scores.
     Every row has the bits that the operators give it one by one, whatever its company and the number of threads.
     """
-    return _decoder(x, update, cache, lengths, parts, sizes, constants)  # type: ignore[no-any-return]
+    return _decoder(x, update, cache, lengths, parts, angles, sizes, constants)  # type: ignore[no-any-return]
 
 
 def _fallback(
@@ -49,6 +52,7 @@ def _fallback(
     cache: Tensor,
     lengths: Sequence[int],
     parts: Sequence[Tensor],
+    angles: Sequence[Tensor],
     sizes: Sequence[int],
     constants: Sequence[float],
 ) -> Tensor:
@@ -74,6 +78,8 @@ def _fallback(
         normed, x = norm(block["norm_1"], block["norm_1_bias"])
         qkv = _linear(normed, block["qkv"], _present(block["qkv_bias"]), (heads + 2 * G) * D)
         q, k, v = qkv.view(B, T, heads + 2 * G, D).split([heads, G, G], 2)
+        if angles:
+            q, k = rotary(q, *angles), rotary(k, *angles)
         cache[layer, 0][rows, positions] = k
         cache[layer, 1][rows, positions] = v
         mixed = attention(
@@ -99,8 +105,8 @@ def _present(part: Tensor) -> Tensor | None:
 
 
 _decoder = define(
-    "decoder(Tensor x, Tensor update, Tensor(a!) cache, int[] lengths, Tensor[] parts, int[] sizes, float[] constants)"
-    " -> Tensor",
+    "decoder(Tensor x, Tensor update, Tensor(a!) cache, int[] lengths, Tensor[] parts, Tensor[] angles, int[] sizes,"
+    " float[] constants) -> Tensor",
     _fallback,
-    fake=lambda x, update, cache, lengths, parts, sizes, constants: x.new_empty((x.shape[0], sizes[2])),
+    fake=lambda x, update, cache, lengths, parts, angles, sizes, constants: x.new_empty((x.shape[0], sizes[2])),
 )

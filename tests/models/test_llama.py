@@ -160,3 +160,29 @@ def test_initialize_is_reproducible() -> None:
     one, two = (Llama(config).initialize(torch.Generator().manual_seed(1)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert one.tokens.std().item() == pytest.approx(0.25, rel=0.1)
+
+
+@pytest.mark.skipif(registry.kernels is None, reason="this installation has no kernels")
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [{}, {"num_key_value_heads": 1, "qkv_bias": True}, {"head_dim": 16}], ids=str)
+def test_short_steps_are_one_operator_with_the_same_bits(config: dict[str, Any], dtype: torch.dtype) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kind = LlamaConfig(
+        **{"model_type": "llama", **sizes, "vocab_size": 320, "num_key_value_heads": 2, "head_dim": 64, **config}
+    )
+    model = Llama(kind).initialize(torch.Generator().manual_seed(0)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zeros would hide a bias that is forgotten
+            parameter.copy_(torch.linspace(-1, 1, len(parameter)))
+    model.to(dtype).pack()
+    assert (model._stack is None) == (kind.head_dim < 64)  # 2 heads of 16 do not fill a panel of 64
+    ids = prompt(3, 40)
+    logits = model(ids)
+    lengths = torch.tensor([5, 31, 17])
+    got, state = model.start(ids, lengths)
+    assert torch.equal(got, logits[torch.arange(3), lengths - 1])
+    for n in (1, 4):
+        several = torch.stack([ids[row, end : end + n] for row, end in enumerate(lengths.tolist())])
+        lengths += n
+        assert torch.equal(model.step(several, state), logits[torch.arange(3), lengths - 1])

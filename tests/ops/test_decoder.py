@@ -26,8 +26,9 @@ def arguments(
     inner: int = 72,
     activation: str = "gelu_tanh",
     rms: bool = False,
+    turned: int = 0,
 ) -> dict[str, Any]:
-    """Arguments with random parts and a cache that was filled up to `lengths`; heads is (H, G, D)."""
+    """Random arguments, a cache filled up to `lengths`; heads is (H, G, D), `turned` elements of each have angles."""
     g = torch.Generator().manual_seed(len(lengths) + 31 * T)
     H, G, D = heads
 
@@ -51,6 +52,7 @@ def arguments(
         "cache": random(LAYERS, 2, len(lengths), CAPACITY, G, D),
         "lengths": lengths,
         "parts": parts,
+        "angles": [torch.randn(len(lengths), T, turned // 2, generator=g) for _ in range(2)] if turned else [],
         "sizes": [H, inner, V, ACTIVATIONS.index(activation), int(rms)],
         "constants": [1e-5, D**-0.5, 0.7 * D**-0.5],
     }
@@ -83,7 +85,8 @@ def test_same_bits_as_one_by_one(isa: str, lengths: list[int], T: int, dtype: to
     [
         {"activation": "gelu"},
         {"rms": True},
-        {"activation": "silu_gate", "rms": True, "heads": (6, 2, 16)},
+        {"activation": "silu_gate", "rms": True, "heads": (6, 2, 16), "turned": 16},
+        {"heads": (4, 2, 17), "turned": 6},
         {"heads": (4, 1, 33), "inner": 65},
         {"heads": (1, 1, 128)},
     ],
@@ -162,6 +165,7 @@ def test_opcheck() -> None:
         ({"sizes": [3, 72, 90, 1, 0]}, "H % G == 0"),
         ({"sizes": [4, 72, 90, 7, 0]}, "unknown activation"),
         ({"constants": [1e-5, 1.0]}, "do not belong to 2 layers"),
+        ({"angles": [torch.zeros(1, 1, 6)] * 2}, "expected no angles, or cos and sin"),
     ],
     ids=str,
 )
