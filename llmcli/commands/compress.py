@@ -43,7 +43,7 @@ def command(
     terminal.refuse_terminal(output)
     data = terminal.read_bytes(file or "-")
     with terminal.open_output(output) as out:
-        loaded = choice.load()
+        loaded = texts.on_cpu(choice).load()
         from llmcli import compression
         from llmcli.compression.container import DIGEST, digest
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from llmcli.commands import terminal
+from llmcli.commands import terminal, texts
 from llmcli.commands.options import ModelChoice, define, model_options, verbosity_options
 from llmcli.commands.parameters import option
 from llmcli.commands.progress import Progress
@@ -38,8 +38,10 @@ def command(file: str | None, choice: ModelChoice, output: str | None) -> None:
     from llmcli.scoring import Sliding
 
     header, body = compression.unpack(packed)
+    if choice.dtype not in ("auto", header.dtype):
+        raise InputError(f"--dtype: expected {header.dtype}, which compressed the file, got {choice.dtype}")
     with terminal.open_output(output) as out:
-        loaded = replace(choice, dtype=header.dtype).load()
+        loaded = replace(texts.on_cpu(choice), dtype=header.dtype).load()
         compression.check_exact(loaded)
         engine, config = loaded.engine(), loaded.model.config
         weights = bytes.fromhex(engine["model_sha256"])[:DIGEST]

@@ -60,6 +60,9 @@ def command(
     """
     if heat + lint + (choices is not None) > 1:
         raise InputError("expected one of --heat, --lint and --choices, got several")
+    source = click.get_current_context().get_parameter_source("over")
+    if not lint and source is click.core.ParameterSource.COMMANDLINE:
+        raise InputError("--over: expected --lint, whose threshold it is")
     if choices is not None:
         if files or stride is not None:
             raise InputError("--choices: expected neither FILES nor --stride")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmcli.commands import terminal
-from llmcli.commands.options import option
+from llmcli.commands.options import ModelChoice, option
 from llmcli.commands.parameters import Function
 from llmcli.commands.progress import Progress
 from llmcli.errors import InputError
@@ -92,6 +93,11 @@ def rule(protocol: str | None, ctx_size: int | None, stride: int | None, limit: 
     if rule.context > limit:
         raise InputError(f"context: expected at most {limit} tokens, which is all this model reads, got {rule.context}")
     return rule
+
+
+def on_cpu(choice: ModelChoice) -> ModelChoice:
+    """The same choice, on the CPU unless a device is named."""
+    return replace(choice, device="cpu") if choice.device == "auto" else choice
 
 
 def sliding(ctx_size: int | None, stride: int | None, limit: int) -> Sliding:

@@ -20,7 +20,7 @@ from llmcli.commands.options import (
 from llmcli.commands.progress import Progress
 from llmcli.commands.terminal import open_output
 from llmcli.commands.verify_kernels import emit, kernels
-from llmcli.errors import GateFailed
+from llmcli.errors import GateFailed, InputError
 
 
 @click.command(
@@ -69,6 +69,8 @@ def determinism(
     Hashes all logits and all tokens of each run. The cost is one run's time against the first one's: it says what a
     setting costs here, roughly; `bench` measures it. Exits with 3 when the hashes are not one.
     """
+    if choice.threads is not None:
+        raise InputError("-t: expected --thread-counts, which lists those to compare")
     with open_output(output) as out:
         loaded = choice.load()
         from llmcli.verification import determinism as check

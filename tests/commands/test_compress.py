@@ -78,6 +78,13 @@ def test_what_is_not_compressed(invoke: Run, tiny_gpt2: Path, tmp_path: Path) ->
     assert invoke(f"compress -m {tiny_gpt2} a.txt -c 65").code == 2
 
 
+def test_the_files_own_precision(invoke: Run, small: bytes, tiny_gpt2: Path) -> None:
+    result = invoke(f"decompress -m {tiny_gpt2} a.llmz --dtype bfloat16")
+    assert (result.code, result.out) == (2, "")
+    assert "--dtype: expected float32, which compressed the file, got bfloat16" in result.err
+    assert invoke(f"decompress -m {tiny_gpt2} a.llmz --dtype float32").out == TEXT
+
+
 def test_a_terminal_gets_no_bytes(shell: Run, tiny_gpt2: Path, tmp_path: Path) -> None:
     if shutil.which("script") is None:
         pytest.skip("no script(1)")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmcli.ops import registry
 from tests.conftest import Result
 from tests.tiny import TEXT
 
@@ -89,6 +90,7 @@ def test_heat_colours_only_where_colour_is_wanted(score: Run, tmp_path: Path) ->
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(registry.kernels is None, reason="torch's operators promise no order")
 def test_choices(score: Run) -> None:
     result = score("--choices q.jsonl --json")
     assert result.code == 0
@@ -111,6 +113,7 @@ def test_choices(score: Run) -> None:
         ("--heat a.txt -o a.pdf", 2, "expected -o FILE.html or FILE.png"),
         ("--heat a.txt --format json", 2, "expected no --format"),
         ("--lint --over nanbits a.txt", 2, "finite number"),
+        ("--over 9bits a.txt", 2, "--over: expected --lint"),
         ("--choices q.jsonl a.txt", 2, "expected neither FILES nor --stride"),
         ("--choices a.txt", 2, "line 1: expected a JSON object"),
         ("--choices /dev/null", 2, "got none that can be used"),

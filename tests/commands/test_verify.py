@@ -33,6 +33,7 @@ def test_determinism_as_json(invoke: Run, tiny_gpt2: Path) -> None:
     assert got["results"][0]["cost_pct"] == 0
 
 
+@needs_kernels
 def test_a_broken_promise_is_exit_3(invoke: Run, tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcli.models.gpt2 import GPT2
 
@@ -67,6 +68,7 @@ def test_cache_and_kernels(invoke: Run, tiny_gpt2: Path) -> None:
     ("arguments", "words"),
     [
         ("determinism --prompt-tokens 60", "at most 64 tokens, the model's context, got 60 and 8 more"),
+        ("determinism -t 2", "-t: expected --thread-counts"),
         ("cache --prompt-tokens 5,65", "at most 64 tokens"),
         ("cache --prompt-tokens 3", "expected 4 or more"),
         ("nothing", "no such command"),
