@@ -32,6 +32,7 @@ from llmcli.errors import GateFailed, Inconclusive, InputError, ModelError
 @options.option(
     "--new-dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="--dtype of NEW alone."
 )
+@options.option("--new-quantize", type=click.Choice(["int8", "int4"]), help="Bring the matrices of NEW to 8 or 4 bits.")
 @options.option("--protocol", metavar="NAME", help="As of 'llmcli perplexity', but not all. [default: sliding]")
 @texts.window_options
 @options.engine_options
@@ -47,6 +48,7 @@ def command(
     max_increase: float | None,
     kl: bool,
     new_dtype: str | None,
+    new_quantize: str | None,
     protocol: str | None,
     ctx_size: int | None,
     stride: int | None,
@@ -69,7 +71,7 @@ def command(
     with terminal.open_output(output) as out:
         first = options.ModelChoice(**vars(engine), model=old, offline=offline)
         one = first.load()
-        two = replace(first, model=new, dtype=new_dtype or engine.dtype).load()
+        two = replace(first, model=new, dtype=new_dtype or engine.dtype, quantize=new_quantize).load()
         from llmcli.scoring import comparison
 
         limit = min(loaded.model.config.n_positions for loaded in (one, two))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from llmcli.commands import terminal, texts
-from llmcli.commands.options import ModelChoice, define, model_options, verbosity_options
+from llmcli.commands.options import ModelChoice, define, model_options, quantize_option, verbosity_options
 from llmcli.commands.parameters import option
 from llmcli.commands.progress import Progress
 from llmcli.errors import InputError
@@ -21,6 +21,7 @@ from llmcli.errors import InputError
 )
 @click.argument("file", required=False, type=click.Path())
 @model_options
+@quantize_option
 @texts.window_options
 @option("-o", "--output", type=click.Path(), metavar="FILE", help="Write to FILE instead of stdout; '-' is stdout.")
 @verbosity_options
@@ -58,7 +59,14 @@ def command(
             )
         weights = bytes.fromhex(engine["model_sha256"])[:DIGEST]
         header = compression.Header(
-            weights, digest(data), engine["dtype"], engine["kernels"], rule.context, rule.stride, len(ids)
+            weights,
+            digest(data),
+            engine["dtype"],
+            engine["quantized"],
+            engine["kernels"],
+            rule.context,
+            rule.stride,
+            len(ids),
         )
         packed = compression.pack(header, body)
         out.write(packed)

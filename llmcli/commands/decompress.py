@@ -7,7 +7,7 @@ from dataclasses import replace
 import click
 
 from llmcli.commands import terminal, texts
-from llmcli.commands.options import ModelChoice, define, model_options, verbosity_options
+from llmcli.commands.options import ModelChoice, define, model_options, quantize_option, verbosity_options
 from llmcli.commands.parameters import option
 from llmcli.commands.progress import Progress
 from llmcli.errors import InputError, ModelError, ResourceError
@@ -22,6 +22,7 @@ from llmcli.errors import InputError, ModelError, ResourceError
 )
 @click.argument("file", required=False, type=click.Path())
 @model_options
+@quantize_option
 @option("-o", "--output", type=click.Path(), metavar="FILE", help="Write to FILE instead of stdout; '-' is stdout.")
 @verbosity_options
 def command(file: str | None, choice: ModelChoice, output: str | None) -> None:
@@ -40,8 +41,10 @@ def command(file: str | None, choice: ModelChoice, output: str | None) -> None:
     header, body = compression.unpack(packed)
     if choice.dtype not in ("auto", header.dtype):
         raise InputError(f"--dtype: expected {header.dtype}, which compressed the file, got {choice.dtype}")
+    if choice.quantize not in (None, header.quantized):
+        raise InputError(f"--quantize: expected {header.quantized or 'none'}, got {choice.quantize}")
     with terminal.open_output(output) as out:
-        loaded = replace(texts.on_cpu(choice), dtype=header.dtype).load()
+        loaded = replace(texts.on_cpu(choice), dtype=header.dtype, quantize=header.quantized).load()
         compression.check_exact(loaded)
         engine, config = loaded.engine(), loaded.model.config
         weights = bytes.fromhex(engine["model_sha256"])[:DIGEST]

@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from llmcli.commands import terminal
-from llmcli.commands.options import ModelChoice, define, model_options, output_options, verbosity_options
+from llmcli.commands.options import (
+    ModelChoice,
+    define,
+    model_options,
+    output_options,
+    quantize_option,
+    verbosity_options,
+)
 from llmcli.errors import GateFailed, InputError
 
 
@@ -24,6 +31,7 @@ from llmcli.errors import GateFailed, InputError
 )
 @click.argument("receipt", type=click.Path())
 @model_options
+@quantize_option
 @output_options("text", "json")
 @verbosity_options
 def command(receipt: str, choice: ModelChoice, format: str, output: str | None) -> None:
@@ -44,8 +52,11 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
     dtype = str(facts["llmcli"].get("dtype")) if choice.dtype == "auto" else choice.dtype
     if dtype not in ("float32", "bfloat16", "float16"):
         raise InputError(f"receipt: expected float32, bfloat16 or float16, got the dtype {dtype!r}")
+    quantize = choice.quantize or facts["llmcli"].get("quantized")
+    if quantize not in (None, "int8", "int4"):
+        raise InputError(f"receipt: expected int8, int4 or null, got quantized {quantize!r}")
     with terminal.open_output(output) as out:
-        loaded = replace(choice, model=choice.model or facts["model"], dtype=dtype).load()
+        loaded = replace(choice, model=choice.model or facts["model"], dtype=dtype, quantize=quantize).load()
         verdict = None
         with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
             verdict = receipts.replay(loaded, facts, lambda: interrupt.stop_requested)

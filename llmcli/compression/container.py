@@ -9,16 +9,18 @@ from llmcli.errors import InputError, ModelError
 
 MAGIC = b"LLMZ\x01"  # the last byte is the version of all that decides a probability
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZED = (None, "int8", "int4")
 DIGEST = 8  # bytes kept of a SHA-256
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the other end needs: digests of weights and data, dtype and kernels, the windows, the number of tokens."""
+    """What the other end needs: digests of weights and data, precision and kernels, windows, the number of tokens."""
 
     model: bytes
     data: bytes
     dtype: str
+    quantized: str | None
     kernels: str
     context: int
     stride: int
@@ -34,7 +36,8 @@ def pack(header: Header, body: bytes) -> bytes:
     """One file."""
     name = header.kernels.encode()
     numbers = b"".join(map(_varint, (header.context, header.stride, header.n_tokens)))
-    kind = bytes([DTYPES.index(header.dtype), len(name)])
+    precision = 4 * QUANTIZED.index(header.quantized) + DTYPES.index(header.dtype)
+    kind = bytes([precision, len(name)])
     return MAGIC + header.model + header.data + kind + name + numbers + body
 
 
@@ -50,7 +53,7 @@ def unpack(file: bytes) -> tuple[Header, bytes]:
     rest = file[len(MAGIC) :]
     model, data, rest = rest[:DIGEST], rest[DIGEST : 2 * DIGEST], rest[2 * DIGEST :]
     try:
-        dtype, length = DTYPES[rest[0]], rest[1]
+        quantized, dtype, length = QUANTIZED[rest[0] // 4], DTYPES[rest[0] % 4], rest[1]
         kernels, rest = rest[2 : 2 + length].decode(), rest[2 + length :]
         numbers = []
         for _ in range(3):
@@ -58,7 +61,7 @@ def unpack(file: bytes) -> tuple[Header, bytes]:
             numbers.append(number)
     except (IndexError, UnicodeDecodeError):
         raise ModelError("the compressed file is damaged: its header ends early or makes no sense") from None
-    return Header(model, data, dtype, kernels, *numbers), rest
+    return Header(model, data, dtype, quantized, kernels, *numbers), rest
 
 
 def _varint(number: int) -> bytes:

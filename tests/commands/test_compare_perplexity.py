@@ -60,6 +60,8 @@ def test_json_agrees_with_perplexity(invoke: Run) -> None:
     assert "KL(old, new)" in invoke("compare-perplexity old new a.txt --kl").out
     bits = json.loads(invoke("compare-perplexity old old a.txt --new-dtype bfloat16 --json").out)
     assert 0 < abs(bits["increase_pct"]) < 2
+    narrow = json.loads(invoke("compare-perplexity old old a.txt --new-quantize int4 --json").out)
+    assert abs(narrow["increase_pct"]) > abs(bits["increase_pct"])
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,10 @@ def test_a_terminal_gets_no_bytes(shell: Run, tiny_gpt2: Path, tmp_path: Path) -
     result = shell(f"script -qec 'llmcli compress -m {tiny_gpt2} /dev/null' /dev/null")
     assert result.code == 2
     assert "pass -o FILE" in result.out
+
+
+def test_a_model_quantised_while_loading(invoke: Run, tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    assert invoke(f"compress -m {tiny_gpt2} --quantize int8 a.txt -o q.llmz").code == 0
+    assert invoke(f"decompress -m {tiny_gpt2} q.llmz").out == TEXT
+    assert "--quantize: expected int8, got int4" in invoke(f"decompress -m {tiny_gpt2} q.llmz --quantize int4").err

@@ -41,7 +41,7 @@ def test_in_a_real_shell(shell: Run, tiny_gpt2: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flags",
     ["--json", "--temperature 1.5 --top-p 0.9 --seed 7 --num-samples 3", "--stop e --repetition-penalty 1.3",
-     "--beams 3", "-n 90 --ctx-overflow slide -c 30", "--dtype bfloat16 --logprobs 2 --json"],
+     "--beams 3", "-n 90 --ctx-overflow slide -c 30", "--dtype bfloat16 --logprobs 2 --json", "--quantize int4"],
 )  # fmt: skip
 def test_every_kind_of_run_replays(make: Any, invoke: Run, flags: str) -> None:
     receipt = make(flags)
@@ -118,6 +118,7 @@ def test_other_weights_are_exit_5(make: Any, invoke: Run, tiny_gpt2: Path, tmp_p
         ({"policy": {"width": 3}}, 2, "fields of a policy, got width"),
         ({"request": {"colour": 3}}, 2, "settings of a request, got colour"),
         ({"llmcli": {"dtype": "int3"}}, 2, "got the dtype 'int3'"),
+        ({"llmcli": {"dtype": "float32", "quantized": "int3"}}, 2, "got quantized 'int3'"),
     ],
 )  # fmt: skip
 def test_receipts_that_were_changed(

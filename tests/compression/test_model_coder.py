@@ -76,7 +76,7 @@ def test_frequencies_are_positive_integers_in_proportion() -> None:
         model_coder.frequencies(torch.full((1, 4), math.nan))
 
 
-HEADER = Header(b"m" * 8, b"d" * 8, "bfloat16", "avx512bf16", 1024, 512, 10**9)
+HEADER = Header(b"m" * 8, b"d" * 8, "bfloat16", "int4", "avx512bf16", 1024, 512, 10**9)
 
 
 def test_the_file_holds_its_header() -> None:
