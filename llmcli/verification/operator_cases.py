@@ -207,7 +207,7 @@ def quantized(K: int, N: int, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
-    """Two blocks and a head for rows of unequal length: GELU or a gated layer, one token or two."""
+    """Two blocks and a head for rows of unequal length: GELU, or rotary positions and a gate; one token or two."""
     pack = registry.fallback("linear_pack")
     heads, D, inner, V, S = 2, 8, 24, 65, 9
     C = heads * D
@@ -232,7 +232,9 @@ def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
             cast(normal(2, 2, 3, S, heads, D, seed=2)),
         )
         sizes, constants = [heads, inner, V, 2 if gated else 1, int(gated)], [1e-5, D**-0.5, D**-0.5]
-        yield f"T{T} {'gated' if gated else 'gelu'}", (x, update, cache, [2, 0, 5], parts, sizes, constants)
+        angle, wide = normal(3, T, D // 2, seed=3, size=3), torch.promote_types(x.dtype, torch.float32)
+        angles = [angle.cos().to(wide), angle.sin().to(wide)] if gated else []
+        yield f"T{T} {'gated' if gated else 'gelu'}", (x, update, cache, [2, 0, 5], parts, angles, sizes, constants)
 
 
 CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
