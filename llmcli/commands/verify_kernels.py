@@ -48,8 +48,12 @@ def kernels(dtype: list[str], format: str, output: str | None) -> None:
              "ok" if r.passed else f"FAILED at {r.worst}"] for r in results
         ]  # fmt: skip
         columns = ["operator", "isa", "dtype", "cases", "ULP", "torch's", "verdict"]
-        facts = {"verdict": "failed" if bad else "ok", "unchecked": unchecked, "results": rows}
+        missing = check.without_kernel()
+        verdict = "failed" if bad else "ok"
+        facts = {"verdict": verdict, "unchecked": unchecked, "without_kernel": missing, "results": rows}
         emit(out, format, "kernels", facts, columns, cells)
+    if missing:
+        note(f"warning: no kernel for {', '.join(missing)}, which torch computes here")
     if unchecked:
         note(f"warning: no case checks {', '.join(unchecked)}")
     if bad:

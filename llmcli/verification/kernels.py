@@ -104,6 +104,11 @@ def unchecked() -> list[str]:
     ]
 
 
+def without_kernel() -> list[str]:
+    """Operators that torch serves on the CPU, so that there is nothing to verify."""
+    return [op.name for op in registry.status() if op.served_by != "kernel" and op.device == "cpu"]
+
+
 def verify(dtypes: Sequence[torch.dtype]) -> Iterator[Result]:
     """Measure every operator that has a kernel, on each instruction set; the one in use comes back at the end.
 

@@ -61,6 +61,9 @@ def test_cache_and_kernels(invoke: Run, tiny_gpt2: Path) -> None:
     result = invoke("verify kernels --dtype bfloat16 --json")
     got = json.loads(result.out)
     assert (result.code, got["schema"], got["verdict"]) == (0, "llmcli/verify-kernels/1", "ok")
+    assert got["without_kernel"] == [
+        row.name for row in registry.status() if row.device == "cpu" and row.served_by == "torch"
+    ]
     assert {row["isa"] for row in got["results"]} == set(registry.kernels.available_isas())
 
 

@@ -48,7 +48,7 @@ def test_every_kernel_passes_on_every_isa() -> None:
     results = list(kernels.verify([torch.float32, torch.bfloat16]))
     assert registry.kernels.isa() == before
     assert {r.isa for r in results} == set(registry.kernels.available_isas())
-    assert {r.operator for r in results} == set(CASES)
+    assert {r.operator for r in results} == set(CASES) - set(kernels.without_kernel())
     assert [r for r in results if not r.passed] == []
     assert all(r.error > 0 for r in results if r.operator in ("softmax", "linear", "attention_backward"))
 
