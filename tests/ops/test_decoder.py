@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from llmcli.nn.quantized import quantize
-from llmcli.ops import decoder, linear_pack, linear_quantized_pack, registry
+from llmcli.ops import decoder, linear_pack, linear_quantized_pack
 from llmcli.ops.decoder import ACTIVATIONS, PARTS, _fallback
+from tests.ops.samples import kernels_only
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYERS, C, V, CAPACITY = 2, 40, 90, 300
@@ -134,6 +135,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@kernels_only
 @pytest.mark.parametrize("lengths", [[200], [5, 131, 200, 0]], ids=str)
 def test_bits_do_not_depend_on_threads_or_company(threads: None, lengths: list[int]) -> None:
     given = arguments(lengths, 2)
@@ -155,7 +157,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.llmcli.decoder.default, tuple(given.values()))
 
 
-@pytest.mark.skipif(registry.kernels is None, reason="this installation has no kernels")
+@kernels_only
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
