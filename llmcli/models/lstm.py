@@ -212,7 +212,7 @@ class LSTM(CausalModel):
     def _read(self, ids: Tensor, state: State, ends: list[int] | None) -> Tensor:
         """ids (B,T) → the last layer's hidden states (B,T,C); the state takes in what each row has read."""
         config = self.config
-        x = F.dropout(F.embedding(ids, self.tokens), config.embd_pdrop, self.training)
+        x = F.dropout(self._embed(ids, None)[0], config.embd_pdrop, self.training)
         for n, layer in enumerate(self.layers):
             cell = state.cells[n] if state.cells else None
             x, state.hidden[n], cell = layer(x, state.hidden[n], cell, ends)
@@ -220,6 +220,10 @@ class LSTM(CausalModel):
                 state.cells[n] = cell
             x = F.dropout(x, config.resid_pdrop, self.training)
         return x
+
+    def _embed(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        x = F.embedding(ids, self.tokens)
+        return x, torch.zeros_like(x)
 
     def _blocks(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
         x = self._read(ids, self._fresh(ids.shape[0]), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class Embedding(nn.Embedding):
         """Leave the memory as it is, so that a model on the meta device costs nothing."""
 
 
-class CausalModel(nn.Module):
+class CausalModel(nn.Module, ABC):
     """The shared half of a decoder-only model.
 
     The model itself gives `config` (n_layer, n_positions, n_head, n_kv_head, head_dim, vocab_size,
@@ -42,25 +43,25 @@ class CausalModel(nn.Module):
         self._stack: DecoderStack | None = None
 
     @property
+    @abstractmethod
     def tokens(self) -> Tensor:
         """The token embeddings (V,C)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _embed(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """ids (B,T) → what enters the first block: the residual stream (B,T,C) and an update not yet added."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """ids (B,T) → what leaves the last block, as in `_embed`; the cache takes in T positions."""
-        raise NotImplementedError
 
     def _turns(self, ids: Tensor, cache: KVCache | None) -> Sequence[Tensor]:
         """cos and sin of the positions of ids (B,T), as `rotary` takes them; none without rotary positions."""
         return ()
 
+    @abstractmethod
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:
         """The last norm, of x + update."""
-        raise NotImplementedError
 
     def _describe(self, head: Tensor) -> DecoderStack | None:
         """The packed model as one operator takes it, the path of short steps; None where it does not fit."""

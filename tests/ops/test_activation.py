@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from llmcli.ops import gelu, silu_gate
 from tests import reference
@@ -153,11 +153,11 @@ def test_opcheck(dtype: torch.dtype) -> None:
     bias = normal(7, seed=1).requires_grad_()
     d, b = x.detach(), bias.detach()
     for optional in (None, bias):
-        torch.library.opcheck(torch.ops.llmcli.gelu.default, (x, optional, True))
-        torch.library.opcheck(torch.ops.llmcli.silu_gate.default, (x, x.detach(), optional, optional))
+        library.opcheck(torch.ops.llmcli.gelu.default, (x, optional, True))
+        library.opcheck(torch.ops.llmcli.silu_gate.default, (x, x.detach(), optional, optional))
     for constant in (None, b):
-        torch.library.opcheck(torch.ops.llmcli.gelu_backward.default, (d, d, constant, False))
-        torch.library.opcheck(torch.ops.llmcli.silu_gate_backward.default, (d, d, d, constant, constant))
+        library.opcheck(torch.ops.llmcli.gelu_backward.default, (d, d, constant, False))
+        library.opcheck(torch.ops.llmcli.silu_gate_backward.default, (d, d, d, constant, constant))
 
 
 def test_errors_name_what_came() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from llmcli.ops import attention
 from tests.ops.test_attention import draw
@@ -65,12 +65,12 @@ def test_opcheck(form: dict[str, Any], dtype: torch.dtype) -> None:
     args = [
         x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments(form, q, k, v)
     ]
-    torch.library.opcheck(torch.ops.llmcli.attention.default, args)
+    library.opcheck(torch.ops.llmcli.attention.default, args)
     with torch.no_grad():
         out, lse = torch.ops.llmcli.attention(*args)
     q, k, v, bias, lengths, scale, causal = (x.detach() if isinstance(x, Tensor) else x for x in args)
     backward = (torch.ones_like(out), q, k, v, out, lse, bias, lengths, scale, causal, bias is not None)
-    torch.library.opcheck(torch.ops.llmcli.attention_backward.default, backward)
+    library.opcheck(torch.ops.llmcli.attention_backward.default, backward)
 
 
 def test_lse_gets_no_gradient() -> None:

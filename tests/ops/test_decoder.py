@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from llmcli.nn.quantized import quantize
 from llmcli.ops import decoder, linear_pack, linear_quantized_pack
@@ -154,7 +154,7 @@ def test_bits_do_not_depend_on_threads_or_company(threads: None, lengths: list[i
 
 def test_opcheck() -> None:
     given = arguments([3, 130])
-    torch.library.opcheck(torch.ops.llmcli.decoder.default, tuple(given.values()))
+    library.opcheck(torch.ops.llmcli.decoder.default, tuple(given.values()))
 
 
 @kernels_only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import library
 
 from llmcli.ops import linear, linear_pack
 from tests.ops.samples import kernels_only
@@ -77,8 +78,8 @@ def test_infinities_and_nan_stay_in_their_rows(isa: str) -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     x, w, b = make(3, 70, 9, dtype)
     packed = linear_pack(w)
-    torch.library.opcheck(torch.ops.llmcli.linear_pack.default, (w,))
-    torch.library.opcheck(torch.ops.llmcli.linear.default, (x, packed, b, 70))
+    library.opcheck(torch.ops.llmcli.linear_pack.default, (w,))
+    library.opcheck(torch.ops.llmcli.linear.default, (x, packed, b, 70))
 
 
 def test_foreign_packing_is_refused() -> None:

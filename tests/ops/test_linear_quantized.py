@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from llmcli.nn.quantized import dequantize
 from llmcli.ops import linear_quantized, linear_quantized_pack
@@ -125,9 +125,9 @@ def test_tiny_and_huge_rows(isa: str, bits: int) -> None:
 def test_opcheck(bits: int) -> None:
     q, scale = integers(70, 9, bits)
     packed = linear_quantized_pack(q, scale, 9)
-    torch.library.opcheck(torch.ops.llmcli.linear_quantized_pack.default, (q, scale, 9))
+    library.opcheck(torch.ops.llmcli.linear_quantized_pack.default, (q, scale, 9))
     x, bias = normal(3, 9, dtype=torch.bfloat16), normal(70, dtype=torch.bfloat16)
-    torch.library.opcheck(torch.ops.llmcli.linear_quantized.default, (x, packed, bias, 70, bits))
+    library.opcheck(torch.ops.llmcli.linear_quantized.default, (x, packed, bias, 70, bits))
 
 
 @both

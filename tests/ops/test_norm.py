@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from llmcli.ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tests import reference
@@ -168,11 +168,11 @@ def test_opcheck(rms: bool, dtype: torch.dtype) -> None:
     x = normal(3, 4, 7, dtype=dtype).transpose(0, 1).requires_grad_()
     weight = normal(7, seed=1).requires_grad_()
     bias = None if rms else normal(7, seed=2).requires_grad_()
-    torch.library.opcheck(torch.ops.llmcli.norm.default, (x, weight, bias, 1e-5, rms))
-    torch.library.opcheck(torch.ops.llmcli.add_norm.default, (x, x.detach(), weight, bias, 1e-5, rms))
+    library.opcheck(torch.ops.llmcli.norm.default, (x, weight, bias, 1e-5, rms))
+    library.opcheck(torch.ops.llmcli.add_norm.default, (x, x.detach(), weight, bias, 1e-5, rms))
     d, w = x.detach(), weight.detach()
-    torch.library.opcheck(torch.ops.llmcli.norm_backward.default, (d, d, w, d, not rms, 1e-5, rms))
-    torch.library.opcheck(torch.ops.llmcli.norm_backward.default, (d, d, w, None, False, 1e-5, rms))
+    library.opcheck(torch.ops.llmcli.norm_backward.default, (d, d, w, d, not rms, 1e-5, rms))
+    library.opcheck(torch.ops.llmcli.norm_backward.default, (d, d, w, None, False, 1e-5, rms))
 
 
 def test_errors_name_what_came() -> None:

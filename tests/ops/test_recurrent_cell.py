@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from llmcli.ops import gru_cell, lstm_cell
 from tests.ops.samples import DTYPES, kernels_only, normal
@@ -85,9 +85,9 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(dtype: torch.dtype) -> None:
     x, h = (t.requires_grad_() for t in inputs(2, 5, 4, dtype))
-    torch.library.opcheck(torch.ops.llmcli.lstm_cell.default, (x, h, normal(2, 5, seed=2)))
+    library.opcheck(torch.ops.llmcli.lstm_cell.default, (x, h, normal(2, 5, seed=2)))
     x, h = (t.requires_grad_() for t in inputs(2, 5, 3, dtype))
-    torch.library.opcheck(torch.ops.llmcli.gru_cell.default, (x, h, normal(2, 5, seed=2, dtype=dtype)))
+    library.opcheck(torch.ops.llmcli.gru_cell.default, (x, h, normal(2, 5, seed=2, dtype=dtype)))
 
 
 def test_shapes_that_do_not_fit() -> None:

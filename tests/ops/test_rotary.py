@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from llmcli.ops import rotary
 from tests.ops.samples import DTYPES, normal
@@ -71,7 +71,7 @@ def test_scores_depend_on_distance_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(dtype: torch.dtype) -> None:
     x = normal(2, 3, 2, 9, dtype=dtype).requires_grad_()
-    torch.library.opcheck(torch.ops.llmcli.rotary.default, (x, *angles(1, 3, 4)))
+    library.opcheck(torch.ops.llmcli.rotary.default, (x, *angles(1, 3, 4)))
 
 
 def test_gradcheck() -> None:

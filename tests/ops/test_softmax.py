@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from llmcli.ops import registry, softmax
 from tests import reference
@@ -151,11 +151,11 @@ def test_gradcheck(log: bool, masked: bool) -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     x = normal(3, 4, 7, dtype=dtype).transpose(0, 1).requires_grad_()
     mask = (normal(4, 3, 7, seed=1) > 0).logical_or(torch.arange(7) == 0)
-    torch.library.opcheck(torch.ops.llmcli.softmax.default, (x, None, 0.5, False))
-    torch.library.opcheck(torch.ops.llmcli.softmax.default, (x, mask, 0.5, False))
-    torch.library.opcheck(torch.ops.llmcli.softmax_backward.default, (x.detach(), x.detach(), 0.5, True))
+    library.opcheck(torch.ops.llmcli.softmax.default, (x, None, 0.5, False))
+    library.opcheck(torch.ops.llmcli.softmax.default, (x, mask, 0.5, False))
+    library.opcheck(torch.ops.llmcli.softmax_backward.default, (x.detach(), x.detach(), 0.5, True))
     out = torch.empty(4, 3, 7, dtype=dtype)
-    torch.library.opcheck(torch.ops.llmcli.softmax_out.default, (x.detach(), mask, 1.0, False), {"out": out})
+    library.opcheck(torch.ops.llmcli.softmax_out.default, (x.detach(), mask, 1.0, False), {"out": out})
 
 
 def test_errors_name_what_came() -> None:
