@@ -12,9 +12,10 @@ import pytest
 
 from llmcli.ops import registry
 from tests.conftest import Result
+from tests.marks import kernels_only
 from tests.tiny import TEXT, write_checkpoint
 
-pytestmark = pytest.mark.skipif(registry.kernels is None, reason="torch's operators promise no order")
+pytestmark = kernels_only
 Run = Callable[..., Result]
 
 

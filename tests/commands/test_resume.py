@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llmcli.ops import registry
 from tests.conftest import Result
+from tests.marks import kernels_only
 
 Run = Callable[..., Result]
 RECORDS: list[Any] = [
@@ -47,7 +47,7 @@ def test_documents_hold_nothing_that_changes(whole: bytes, run: Run, invoke: Run
         assert json.loads(line) == {key: document[key] for key in document if key not in ("created", "timings")}
 
 
-@pytest.mark.skipif(registry.kernels is None, reason="torch's operators promise no order")
+@kernels_only
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.45, 0.8, 0.999, 1.0])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_cut_anywhere_and_resumed(whole: bytes, run: Run, tmp_path: Path, share: float, batch: int) -> None:

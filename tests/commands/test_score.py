@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmcli.ops import registry
 from tests.conftest import Result
+from tests.marks import kernels_only
 from tests.tiny import TEXT
 
 Run = Callable[..., Result]
@@ -90,7 +90,7 @@ def test_heat_colours_only_where_colour_is_wanted(score: Run, tmp_path: Path) ->
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(registry.kernels is None, reason="torch's operators promise no order")
+@kernels_only
 def test_choices(score: Run) -> None:
     result = score("--choices q.jsonl --json")
     assert result.code == 0

@@ -11,19 +11,19 @@ import torch
 
 from llmcli.ops import registry
 from tests.conftest import Result
+from tests.marks import kernels_only
 
 Run = Callable[..., Result]
-needs_kernels = pytest.mark.skipif(registry.kernels is None, reason="torch's operators promise no order")
 SMALL = "--thread-counts 1,2 --prompts 2 --prompt-tokens 9 --gen-tokens 2"
 
 
-@needs_kernels
+@kernels_only
 def test_determinism_in_a_real_shell(shell: Run, tiny_gpt2: Path) -> None:
     result = shell(f"llmcli verify determinism -m {tiny_gpt2} {SMALL} | awk 'NR > 1 {{print $5}}' | sort -u | wc -l")
     assert (result.code, result.out.strip(), result.err) == (0, "1", "")
 
 
-@needs_kernels
+@kernels_only
 def test_determinism_as_json(invoke: Run, tiny_gpt2: Path) -> None:
     result = invoke(f"verify determinism -m {tiny_gpt2} {SMALL} --json")
     assert (result.code, result.err) == (0, "")
@@ -33,7 +33,7 @@ def test_determinism_as_json(invoke: Run, tiny_gpt2: Path) -> None:
     assert got["results"][0]["cost_pct"] == 0
 
 
-@needs_kernels
+@kernels_only
 def test_a_broken_promise_is_exit_3(invoke: Run, tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcli.models.gpt2 import GPT2
 
@@ -53,7 +53,7 @@ def test_a_broken_promise_is_exit_3(invoke: Run, tiny_gpt2: Path, monkeypatch: p
     assert json.loads(result.out)["verdict"] == "differs"
 
 
-@needs_kernels
+@kernels_only
 def test_cache_and_kernels(invoke: Run, tiny_gpt2: Path) -> None:
     result = invoke(f"verify cache -m {tiny_gpt2} --dtype bfloat16")
     assert (result.code, result.err) == (0, "")

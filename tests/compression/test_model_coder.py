@@ -16,9 +16,8 @@ from llmcli.compression import Header, model_coder
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.ops import registry
 from llmcli.scoring import Sliding
+from tests.marks import kernels_only
 from tests.tiny import TEXT
-
-needs_kernels = pytest.mark.skipif(registry.kernels is None, reason="torch's operators promise no order")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def test_random_bytes_have_ids(tiny: loading.Loaded, data: bytes) -> None:
     assert compression.from_ids(compression.to_ids(data, tiny.tokenizer), tiny.tokenizer) == data
 
 
-@needs_kernels
+@kernels_only
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("context", "stride"), [(64, 32), (64, 64), (9, 4), (1, 1)])
 def test_ids_come_back_and_take_the_reported_bits(tiny_gpt2: Path, dtype: str, context: int, stride: int) -> None:
@@ -59,7 +58,7 @@ def test_ids_come_back_and_take_the_reported_bits(tiny_gpt2: Path, dtype: str, c
     assert abs(8 * len(body) - bits) <= 0.001 * bits + 16
 
 
-@needs_kernels
+@kernels_only
 @pytest.mark.parametrize("n_tokens", [0, 1, 2])
 def test_next_to_nothing(tiny: loading.Loaded, n_tokens: int) -> None:
     ids = tiny.tokenizer.encode(TEXT)[:n_tokens]

@@ -14,10 +14,8 @@ from llmcli.models import MODELS, gpt2, model_class
 from llmcli.models.gpt2 import GPT2, GPT2Config, sinusoids
 from llmcli.nn import causal
 from llmcli.nn.decoder import DecoderStack
-from llmcli.ops import registry
+from tests.marks import kernels_only
 from tests.tiny import TINY
-
-needs_kernels = pytest.mark.skipif(registry.kernels is None, reason="this installation has no kernels")
 
 DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
 
@@ -247,7 +245,7 @@ def packed() -> GPT2:
     return build().pack()
 
 
-@needs_kernels
+@kernels_only
 @torch.inference_mode()
 @pytest.mark.parametrize("tied", [True, False])
 def test_packing_changes_neither_results_nor_costs(tied: bool, ids: torch.Tensor) -> None:
@@ -257,7 +255,7 @@ def test_packing_changes_neither_results_nor_costs(tied: bool, ids: torch.Tensor
     assert packed.bytes_read(5, 2) == plain.bytes_read(5, 2) > 0
 
 
-@needs_kernels
+@kernels_only
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("chunk", [1, 7, 512])
@@ -280,7 +278,7 @@ def test_bits_do_not_depend_on_chunks_batches_or_steps(
         assert torch.equal(model(ids[row : row + 1])[0], logits[row])
 
 
-@needs_kernels
+@kernels_only
 @torch.inference_mode()
 def test_bits_do_not_depend_on_threads(packed: GPT2, ids: torch.Tensor) -> None:
     threads = torch.get_num_threads()
@@ -295,7 +293,7 @@ def test_bits_do_not_depend_on_threads(packed: GPT2, ids: torch.Tensor) -> None:
     assert torch.equal(results[0], results[2])
 
 
-@needs_kernels
+@kernels_only
 @torch.inference_mode()
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
 def test_short_steps_are_one_operator_with_the_same_bits(

@@ -15,6 +15,7 @@ from llmcli.errors import ModelError
 from llmcli.generation import Request, generate
 from llmcli.models.llama import Llama, LlamaConfig
 from llmcli.ops import registry
+from tests.marks import kernels_only
 from tests.tiny import write_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -162,7 +163,7 @@ def test_initialize_is_reproducible() -> None:
     assert one.tokens.std().item() == pytest.approx(0.25, rel=0.1)
 
 
-@pytest.mark.skipif(registry.kernels is None, reason="this installation has no kernels")
+@kernels_only
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("config", [{}, {"num_key_value_heads": 1, "qkv_bias": True}, {"head_dim": 16}], ids=str)

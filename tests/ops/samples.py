@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
-
-from llmcli.ops import registry
-
-kernels_only = pytest.mark.skipif(registry.kernels is None, reason="torch's own operators make no such promise")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

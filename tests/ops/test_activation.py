@@ -11,7 +11,8 @@ from torch import Tensor, library
 
 from llmcli.ops import gelu, silu_gate
 from tests import reference
-from tests.ops.samples import DTYPES, SHAPES, kernels_only, normal
+from tests.marks import kernels_only
+from tests.ops.samples import DTYPES, SHAPES, normal
 from tests.ops.tolerance import assert_within_budget
 
 INF, NAN = float("inf"), float("nan")

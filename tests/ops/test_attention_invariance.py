@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llmcli.ops import attention, registry
+from llmcli.ops import attention
+from tests.marks import kernels_only
 from tests.ops.test_attention import DTYPES, draw
 
-pytestmark = pytest.mark.skipif(registry.kernels is None, reason="torch's own attention makes no such promise")
+pytestmark = kernels_only
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor, library
 from llmcli.nn.quantized import quantize
 from llmcli.ops import decoder, linear_pack, linear_quantized_pack
 from llmcli.ops.decoder import ACTIVATIONS, PARTS, _fallback
-from tests.ops.samples import kernels_only
+from tests.marks import kernels_only
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYERS, C, V, CAPACITY = 2, 40, 90, 300

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from llmcli import diagnosis
 from llmcli.ops import linear, linear_pack, registry
+from tests.marks import kernels_only
 from tests.ops.conftest import EMULATED
 
-pytestmark = pytest.mark.skipif(registry.kernels is None, reason="built without kernels")
+pytestmark = kernels_only
 needs_emulation = pytest.mark.skipif(
     registry.kernels is None or not registry.kernels.features()["avx512_bf16"],
     reason="tiles are emulated in AVX-512 with bfloat16",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import library
 
 from llmcli.ops import linear, linear_pack
-from tests.ops.samples import kernels_only
+from tests.marks import kernels_only
 from tests.ops.tolerance import assert_within_budget
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -9,7 +9,8 @@ from torch import Tensor, library
 from llmcli.nn.quantized import dequantize
 from llmcli.ops import linear_quantized, linear_quantized_pack
 from llmcli.ops.linear_quantized import GROUPS, _linear_fallback, _pack_fallback
-from tests.ops.samples import kernels_only, normal
+from tests.marks import kernels_only
+from tests.ops.samples import normal
 
 SHAPES = [
     (1, 1, 1), (1, 64, 128), (7, 65, 63), (6, 63, 257), (49, 130, 300), (2, 66, 36), (0, 8, 8), (3, 8, 0), (3, 0, 5),

@@ -9,7 +9,8 @@ from torch import Tensor, library
 
 from llmcli.ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tests import reference
-from tests.ops.samples import DTYPES, SHAPES, kernels_only, normal
+from tests.marks import kernels_only
+from tests.ops.samples import DTYPES, SHAPES, normal
 from tests.ops.tolerance import assert_within_budget
 
 INF, NAN = float("inf"), float("nan")

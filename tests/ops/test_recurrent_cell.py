@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, library
 
 from llmcli.ops import gru_cell, lstm_cell
-from tests.ops.samples import DTYPES, kernels_only, normal
+from tests.marks import kernels_only
+from tests.ops.samples import DTYPES, normal
 from tests.ops.tolerance import assert_within_budget
 
 SHAPES = [(1, 1), (3, 17), (2, 64), (5, 33), (0, 4)]

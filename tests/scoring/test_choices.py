@@ -12,9 +12,9 @@ import torch
 
 from llmcli import loading
 from llmcli.errors import InputError
-from llmcli.ops import registry
 from llmcli.scoring import choices
 from llmcli.scoring.choices import Answer, Question
+from tests.marks import kernels_only
 
 HELLASWAG: dict[str, Any] = {
     "ind": 24, "activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
@@ -80,7 +80,7 @@ def test_rows_are_the_whole_text_cut_at_the_context(tiny: loading.Loaded) -> Non
     assert (ids[0], first) == (tiny.tokenizer.eos_id, 1)
 
 
-@pytest.mark.skipif(registry.kernels is None, reason="torch's operators promise no order")
+@kernels_only
 @torch.inference_mode()
 def test_answers_are_sums_of_the_models_logprobs_in_any_batch(tiny: loading.Loaded) -> None:
     questions = [

@@ -10,9 +10,9 @@ import torch
 
 from llmcli import loading
 from llmcli.errors import InputError
-from llmcli.ops import registry
 from llmcli.verification import cache, determinism
 from llmcli.verification.determinism import Setting
+from tests.marks import kernels_only
 from tests.toy import Toy, ToyState
 
 PROMPTS = determinism.draw_prompts(3, 8, 11)
@@ -93,7 +93,7 @@ def test_ways_of_reading_that_differ_are_named(kind: str, bad: set[str]) -> None
         assert ways[name].largest == pytest.approx(1e-6, rel=0.5)
 
 
-@pytest.mark.skipif(registry.kernels is None, reason="torch's operators promise no order")
+@kernels_only
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_model_keeps_its_promise(tiny_gpt2: Path, dtype: str) -> None:
     model = loading.load(tiny_gpt2, dtype=dtype).model

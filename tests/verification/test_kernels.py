@@ -14,8 +14,7 @@ from llmcli.ops import registry
 from llmcli.verification import kernels
 from llmcli.verification.kernels import Result, ulps
 from llmcli.verification.operator_cases import CASES
-
-needs_kernels = pytest.mark.skipif(registry.kernels is None, reason="this installation has no kernels")
+from tests.marks import kernels_only
 
 
 def test_ulps() -> None:
@@ -42,7 +41,7 @@ def test_every_operator_has_a_case() -> None:
     assert set(kernels.unchecked()) <= named - set(CASES)
 
 
-@needs_kernels
+@kernels_only
 def test_every_kernel_passes_on_every_isa() -> None:
     before = registry.kernels.isa()
     results = list(kernels.verify([torch.float32, torch.bfloat16]))
@@ -53,7 +52,7 @@ def test_every_kernel_passes_on_every_isa() -> None:
     assert all(r.error > 0 for r in results if r.operator in ("softmax", "linear", "attention_backward"))
 
 
-@needs_kernels
+@kernels_only
 @pytest.mark.parametrize("spoil", [lambda y: y * (1 + 1e-5), lambda y: y + math.nan, lambda y: torch.zeros_like(y)])
 def test_a_wrong_kernel_is_found(
     monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor]
