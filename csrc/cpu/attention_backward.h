@@ -104,6 +104,8 @@ LLMCLI_INLINE void attention_add_product(float* to, int64_t columns, int64_t row
 }
 
 // Rows [first, first + rows) of head (b, g) against the block of `n` keys from `key` on, already packed.
+// A zero weight does not hide an infinite or NaN value: where some rows do not see all keys, such a tile is
+// cut into single rows, which pass over what they do not see.
 template <class P, typename T>
 void attention_backward_tile(const AttentionBackwardArgs& a, AttentionGradient<P>& w, int64_t b, int64_t g,
                              int64_t key, int64_t n, int64_t first, int64_t rows) {
@@ -126,6 +128,18 @@ void attention_backward_tile(const AttentionBackwardArgs& a, AttentionGradient<P
   if constexpr (!AttentionGradient<P>::kWide) {
     P::pack_depths(w.q_d, w.columns, w.q, w.depth, rows, a.D);
     P::pack_depths(w.grad_d, w.columns, w.grad, w.depth, rows, a.D);
+  }
+  const int64_t least = seen(0), step = round_up(most, P::kUnit), past = step < n ? step : n;
+  if (rows > 1 && least < past) {
+    const T* const keys = static_cast<const T*>(a.k) + b * a.k_b + g * a.k_g + key * a.k_s;
+    if (!all_finite(keys + least * a.k_s, a.k_s, past - least, a.D) || !all_finite(w.q, w.depth, rows, a.D) ||
+        !all_finite(w.grad, w.depth, rows, a.D)) {
+      for (int64_t r = rows; r-- > 0;) {
+        P::clear_after(w.k_d, w.columns, seen(r));
+        attention_backward_tile<P, T>(a, w, b, g, key, n, first + r, 1);
+      }
+      return P::pack_depths(w.k_d, w.columns, keys, a.k_s, n, a.D);
+    }
   }
   for (int64_t c = 0; c < most; c += kPanel)
     for (int64_t r = 0; r < rows; r = end_of(r)) {

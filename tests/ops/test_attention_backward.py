@@ -172,6 +172,29 @@ def test_k_lengths_and_rows_that_see_nothing(isa: str) -> None:
         torch.testing.assert_close(o.double(), e, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("operand", ["q", "k", "v", "grad"])
+def test_infinities_and_nan_reach_those_who_see_them(isa: str, operand: str, value: float, dtype: torch.dtype) -> None:
+    q, k, v = draw((1, 150, 150, 2, 1, 16), dtype)
+    inputs = {
+        "grad": torch.randn(q.shape, generator=torch.Generator().manual_seed(4)).to(dtype),
+        "q": q,
+        "k": k,
+        "v": v,
+    }
+    inputs[operand][0, 77, -1, 3] = value
+    out, lse = torch.ops.llmcli.attention(q, k, v, None, None, 0.25, True)
+    rest = (None, None, 0.25, True, False)
+    ours = torch.ops.llmcli.attention_backward(*inputs.values(), out, lse, *rest)[:3]
+    wide = [x.double() for x in (*inputs.values(), out, lse)]
+    for o, e in zip(ours, page._fallback_backward(*wide, *rest), strict=False):
+        finite = torch.isfinite(e)
+        assert torch.equal(torch.isfinite(o), finite)
+        assert torch.equal(torch.isnan(o), torch.isnan(e))
+        torch.testing.assert_close(o[finite].double(), e[finite], atol=0.1, rtol=0.02)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_the_same_bits_for_any_threads_and_batch(isa: str, dtype: torch.dtype) -> None:
     inputs = list(draw((3, 140, 140, 4, 2, 32), dtype))
