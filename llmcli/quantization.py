@@ -18,6 +18,7 @@ from llmcli.loading import Loaded
 from llmcli.nn import quantized
 
 GENERATION = "generation_config.json"
+CHUNK = 1 << 18  # weights that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _directory(path: Path) -> Path:
 
 
 def _relative_error(weight: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> float:
-    rows = max(1, quantized.CHUNK // max(1, weight.shape[1]))
+    rows = max(1, CHUNK // max(1, weight.shape[1]))
     change = total = 0.0
     for w, part, scales in zip(weight.split(rows), q.split(rows), scale.split(rows), strict=True):
         change += float((quantized.dequantize(part, scales, w.shape[1]) - w.float()).square().sum(dtype=torch.float64))

@@ -6,6 +6,7 @@
 #include "linear_quantized.h"
 #include "norm.h"
 #include "probe.h"
+#include "quantize.h"
 #include "recurrent_cell.h"
 #include "rotary.h"
 #include "softmax.h"

@@ -179,6 +179,16 @@ inline int64_t quantized_panel_bytes(int64_t inputs, int bits) {
   return kQuantizedPanel * (2 * quantized_groups(inputs, bits) + quantized_inputs(inputs, bits) * bits / 8);
 }
 
+// Brings w (rows, inputs), rows w_stride apart, to 8 or 4 bits: see quantize.h. One item is one row.
+struct QuantizeArgs {
+  const void* w;
+  void* q;      // int8 (rows, inputs), or two weights plus 8 to a byte (rows, ceil(inputs / 2))
+  bf16* scale;  // (rows, quantized_groups)
+  int64_t inputs, w_stride;
+  DType dtype;
+  int bits;
+};
+
 // One step of a recurrent layer of width `size`: an LSTM, whose x and h hold the products of the gates i, f,
 // g, o, or, without a cell, a GRU, whose gates are r, z, n. One item is one row.
 struct RecurrentCellArgs {
@@ -257,6 +267,7 @@ struct Kernels {
   void (*linear_quantized_rows)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized_pack)(const QuantizedPackArgs& args, int64_t begin, int64_t end);
+  void (*quantize)(const QuantizeArgs& args, int64_t begin, int64_t end);
   void (*recurrent_cell)(const RecurrentCellArgs& args, int64_t begin, int64_t end);
   void (*rotary)(const RotaryArgs& args, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs& args, AttentionPass pass, int64_t begin, int64_t end, void* scratch);

@@ -19,6 +19,7 @@ const Kernels table = {
     .linear_quantized_rows = linear_quantized_rows,
     .linear_quantized = linear_quantized,
     .linear_quantized_pack = linear_quantized_pack,
+    .quantize = quantize,
     .recurrent_cell = recurrent_cell,
     .rotary = rotary,
     .attention = attention,

@@ -9,6 +9,7 @@ from llmcli.ops.decoder import decoder
 from llmcli.ops.linear import linear, linear_pack
 from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from llmcli.ops.quantize import quantize
 from llmcli.ops.recurrent_cell import gru_cell, lstm_cell
 from llmcli.ops.rotary import rotary
 from llmcli.ops.softmax import softmax
@@ -26,6 +27,7 @@ __all__ = [
     "linear_quantized",
     "linear_quantized_pack",
     "lstm_cell",
+    "quantize",
     "rms_norm",
     "rotary",
     "silu_gate",

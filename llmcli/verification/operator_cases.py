@@ -180,6 +180,13 @@ def linear(cast: Cast) -> Iterator[tuple[str, Arguments]]:
         yield f"{rows} rows K{K} N{N} no bias", (x, packed, None, N)
 
 
+def quantize(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Matrices brought to 8 and 4 bits; its rounding is the result."""
+    for _, K, N in MATRICES:
+        for bits in (8, 4):
+            yield f"N{N} K{K} int{bits}", (cast(normal(N, K)), bits)
+
+
 def linear_quantized_pack(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Weights of 8 and 4 bits with their scales; packing moves numbers."""
     for _, K, N in MATRICES:
@@ -255,9 +262,10 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "silu_gate_backward": silu_gate_backward,
     "linear_pack": linear_pack,
     "linear": linear,
+    "quantize": quantize,
     "linear_quantized_pack": linear_quantized_pack,
     "linear_quantized": linear_quantized,
     "decoder": decoder,
 }
 # Compared with their fallback in the same dtype: they move numbers, or round their input to whole ones first.
-SAME_DTYPE = {"linear_pack", "linear_quantized_pack", "linear_quantized"}
+SAME_DTYPE = {"linear_pack", "quantize", "linear_quantized_pack", "linear_quantized"}

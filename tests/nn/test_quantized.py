@@ -35,14 +35,6 @@ def test_whole_numbers_on_their_own_scale_are_exact(bits: int) -> None:
 
 
 @both
-def test_parts_of_a_matrix_do_not_know_each_other(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = normal(50, 70).bfloat16()
-    whole = quantize(weight, bits, "w")
-    monkeypatch.setattr(quantized, "CHUNK", 7 * 70)
-    assert all(torch.equal(a, b) for a, b in zip(whole, quantize(weight, bits, "w"), strict=True))
-
-
-@both
 @pytest.mark.parametrize(
     ("value", "message"),
     [
