@@ -30,6 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 CLASSIFIES = "ForSequenceClassification"  # how the architecture's name ends in the config.json of a classifier
 
+HELD = 32 << 20  # bytes of a file's pages in memory beside the packed weights
+
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -136,11 +138,13 @@ def load(
             elif pack:
                 layer.pack()
 
-        _assign(model, renamed, chosen, where, settle, path, progress)
+        _assign(model, renamed, chosen, where, settle, path, progress, weights.release if pack else None)
         if narrow:
             model.quantize(narrow)
         if pack:
+            weights.release()
             model.pack()
+            weights.release()
         tokenizer = opening.result()
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ModelError(
@@ -213,8 +217,12 @@ def _assign(
     settle: Callable[[Linear, str], None],
     path: Path,
     progress: Progress | None,
+    release: Callable[[], None] | None,
 ) -> None:
-    """Put each tensor in its place, cast, moved and checked, and settle its layer, so that copies do not add up."""
+    """Put each tensor in its place, cast, moved and checked, and settle its layer, so that copies do not add up.
+
+    release lets go of the file's pages, where the model has what it needs of them.
+    """
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     for names, problem in ((missing, "is missing"), (unknown, "has no place in this architecture")):
@@ -228,7 +236,7 @@ def _assign(
             )
         if not weights[name].is_floating_point():
             raise ModelError(f"{path}: {name} holds {weights[name].dtype}; expected floating-point weights")
-    total, done = sum(tensor.nbytes for tensor in weights.values()), 0
+    total, done, held = sum(tensor.nbytes for tensor in weights.values()), 0, 0
     for name in expected:
         stored = weights.pop(name)
         done += stored.nbytes
@@ -243,6 +251,10 @@ def _assign(
         setattr(module, leaf, torch.nn.Parameter(tensor))
         if leaf == "weight" and isinstance(module, Linear):
             settle(module, where)
+        held += stored.nbytes
+        if release is not None and held > HELD:
+            release()
+            held = 0
         if progress is not None:
             progress(done, total)
 

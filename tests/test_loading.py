@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from llmcli import loading
 from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError, ResourceError
-from tests.tiny import write_tokenizer
+from tests.marks import kernels_only
+from tests.tiny import TINY, write_checkpoint, write_tokenizer
 
 
 @pytest.fixture
@@ -83,6 +85,23 @@ def test_dtypes(directory: Path, stored: torch.dtype, asked: str, expected: torc
     loaded = loading.load(directory, device="cpu", dtype=asked)
     assert loaded.dtype == loaded.model.wte.weight.dtype == expected
     assert (logits(loaded) - reference).abs().max() < 0.1 * reference.abs().max()
+
+
+@kernels_only
+def test_packed_weights_do_not_stay_in_memory_twice(tmp_path: Path) -> None:
+    config = replace(TINY, n_embd=512, n_layer=2, n_head=8)
+    plain = write_checkpoint(tmp_path, config)
+    loaded = loading.load(tmp_path)
+    file, resident, at = str(tmp_path / "model.safetensors"), 0, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        fields = line.split()
+        if not fields[0].endswith(":"):
+            at = fields[-1]
+        elif fields[0] == "Rss:" and at == file:
+            resident += int(fields[1]) * 1024
+    assert resident < Path(file).stat().st_size / 20
+    with torch.inference_mode():
+        torch.testing.assert_close(logits(loaded), plain(torch.arange(20)[None]), atol=1e-3, rtol=1e-3)
 
 
 def test_progress_counts_every_byte(tiny_gpt2: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +36,7 @@ INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def open(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+def open(path: str | os.PathLike[str]) -> Weights:
     """A file, an index or a directory with either → its tensors by name, each mapped when asked for.
 
     The map is private: a tensor that is written to keeps its changes to itself. Raises ModelError for a missing,
@@ -80,6 +82,7 @@ class Weights(Mapping[str, "Tensor"]):
     """Lazy tensors of one or more safetensors files."""
 
     def __init__(self, files: list[Path]):
+        self._files = {os.fspath(file.resolve()) for file in files}
         self._where: dict[str, Any] = {}
         for file in files:
             try:
@@ -102,6 +105,25 @@ class Weights(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self._where)
+
+    def release(self) -> None:
+        """Hand what was read and freed so far back to the system, on Linux; a tensor read again is mapped again.
+
+        Undoes any writing to the tensors.
+        """
+        try:
+            maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape").splitlines()
+        except OSError:
+            return
+        libc = ctypes.CDLL(None)
+        for line in maps:
+            # address, permissions, offset, device, inode, path
+            fields = line.split(None, 5)
+            if len(fields) == 6 and fields[5] in self._files:
+                begin, end = (int(address, 16) for address in fields[0].split("-"))
+                libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+        if hasattr(libc, "malloc_trim"):  # glibc keeps what copies of tensors leave behind
+            libc.malloc_trim(0)
 
 
 def save(
