@@ -4,8 +4,9 @@
     python benchmarks/readme_table.py --check   # exit 1 when a page does not say what the results say
 
 `<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator and the
-models; both end at `<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json
-(`benchmarks/start.py`) and <machine>.models.json (`llmcli bench`).
+models; `<!-- bench:peers -->` llmcli beside the best other engine, `<!-- bench:peers all -->` every engine, and charts;
+all end at `<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json
+(`benchmarks/start.py`), <machine>.models.json (`llmcli bench`) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
 """
 
 from __future__ import annotations
@@ -28,10 +29,16 @@ from llmcli.benchmarking.tables import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.peers.report import SHAPES, goals_table, whole_table  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 MODELS_COMMAND = "llmcli bench --random gpt2 -t 2 -r 6 -d 0,496 --gen-tokens 32 --dtype float32,bfloat16"
-MARKED = re.compile(r"(<!-- bench:kernels(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
+PEERS_COMMAND = "python -m benchmarks.peers.run"
+SHORT = ("gpt2", "default")  # the shapes whose goals the README shows
+MARKED = re.compile(r"(<!-- bench:(?P<what>kernels|peers)(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -83,9 +90,26 @@ def render(results: dict[str, dict[str, Any]], *, every: bool) -> str:
     return "".join(parts).rstrip("\n") + "\n" if parts else ""
 
 
+def render_peers(results: dict[str, dict[str, Any]], *, every: bool) -> str:
+    """The goals of each shape; with `every`, also each engine and the charts."""
+    runs = {name: document for name, document in results.items() if document["schema"] == "llmcli/bench-peers/1"}
+    runs = dict(sorted(runs.items(), key=lambda item: list(SHAPES).index(item[1]["shape"])))
+    chosen = [document for document in runs.values() if every or document["shape"] in SHORT]
+    parts = []
+    for document in chosen[:1]:
+        parts.append(f"{heading(PEERS_COMMAND, document)} Medians of {document['rounds']} rounds.\n\n")
+        parts.append(goals_table(chosen))
+    for name, document in runs.items() if every else ():
+        title, picture = SHAPES[document["shape"]], f"results/{name.removesuffix('.json')}.png"
+        parts.append(f"\n**{title}**, {document['rounds']} rounds; {heading(PEERS_COMMAND, document)}\n\n")
+        parts.append(f"{whole_table(document)}\n![{title}: every engine beside the limit]({picture})\n")
+    return "".join(parts)
+
+
 def rewritten(page: str, results: dict[str, dict[str, Any]]) -> str:
     """The page with what belongs between its markers."""
-    return MARKED.sub(lambda found: found[1] + render(results, every=bool(found["all"])) + found[3], page)
+    fill = {"kernels": render, "peers": render_peers}
+    return MARKED.sub(lambda found: found[1] + fill[found["what"]](results, every=bool(found["all"])) + found[4], page)
 
 
 def main() -> None:

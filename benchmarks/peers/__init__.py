@@ -1,0 +1,26 @@
+"""llmcli beside other engines, each in a process and a virtual environment of its own, taking turns.
+
+    python -m benchmarks.peers.prepare          # once: environments, checkpoints of random weights, conversions
+    python -m benchmarks.peers.run              # measure, write benchmarks/results/, print the tables
+
+An engine is one file here: PACKAGES to install (with the variables BUILD, less UNWANTED), VARIANTS with the precision
+of each, the variables ENVIRONMENT of its processes, `convert`, and the class `Engine` (see `worker.py`). These files
+and `worker.py` import nothing but the standard library at their top, because each environment runs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINES = ("llmcli", "llama_cpp", "ctranslate2", "openvino", "transformers")
+WORK = Path.home() / ".cache" / "llmcli-peers"
+
+
+def engine(name: str) -> ModuleType:
+    """The file of an engine. Raises ValueError for a name that is none."""
+    if name not in ENGINES:
+        raise ValueError(f"expected one of {', '.join(ENGINES)}; got {name!r}")
+    return import_module(f"benchmarks.peers.{name}")

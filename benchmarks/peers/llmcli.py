@@ -1,0 +1,43 @@
+"""llmcli itself, from this checkout."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+PACKAGES: tuple[str, ...] = ()
+VARIANTS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int4"}
+
+
+def convert(models: Path, target: Path) -> None:
+    """`llmcli quantize` to 8 and 4 bits, from bfloat16."""
+    from llmcli import loading, quantization
+
+    loaded = loading.load(models / "bfloat16", pack=False)
+    for kind in ("int8", "int4"):
+        quantization.save(loaded, kind, target / kind)
+
+
+class Engine:
+    """The packed model and its state, as the decoding loop uses them."""
+
+    def load(self, models: Path, variant: str, threads: int) -> None:
+        import torch
+
+        from llmcli import loading
+
+        torch.set_num_threads(threads)
+        self.model = loading.load(models / "llmcli" / variant if variant.startswith("int") else models / variant).model
+
+    def generate(self, prompts: list[list[int]], n: int) -> tuple[list[float], list[list[int]]]:
+        import torch
+
+        times, columns = [], []
+        with torch.inference_mode():
+            logits, state = self.model.start(torch.tensor(prompts), capacity=len(prompts[0]) + n)
+            for _ in range(n):
+                if columns:
+                    logits = self.model.step(columns[-1], state)
+                columns.append(logits.argmax(-1, keepdim=True))
+                times.append(time.perf_counter())
+        return times, torch.cat(columns, 1).tolist()
