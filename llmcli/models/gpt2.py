@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from llmcli.errors import ModelError
 from llmcli.nn import decoder
-from llmcli.nn.causal import CausalModel, Embedding
+from llmcli.nn.causal import CausalModel
+from llmcli.nn.config import read, refuse
 from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
+from llmcli.nn.packed import Embedding
 from llmcli.ops import add_layer_norm, attention, gelu
 
 ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -81,19 +83,11 @@ class GPT2Config:
 
         `reorder_and_upcast_attn` is one of those: the attention kernel always accumulates in float32.
         """
-        for key, off in cls.REFUSED.items():
-            if config.get(key, off) not in (off, None):
-                raise ModelError(
-                    f"config.json: {key} = {config[key]!r} is not supported; expected {off!r} or no such key"
-                )
-        chosen = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        if chosen.get("position_embedding_type") == "absolute":
-            chosen["position_embedding_type"] = "learned"
-        for field in fields(cls):
-            value = chosen.get(field.name, field.default)
-            if not _is(str(field.type), value):
-                raise ModelError(f"config.json: {field.name} = {value!r}; expected {field.type}, positive and finite")
-        result = cls(**chosen)
+        refuse(config, cls.REFUSED)
+        config = dict(config)
+        if config.get("position_embedding_type") == "absolute":
+            config["position_embedding_type"] = "learned"
+        result = read(cls, config)
         if result.activation_function not in ACTIVATIONS:
             raise ModelError(
                 f"config.json: activation_function {result.activation_function!r} is not supported; "
@@ -111,17 +105,6 @@ class GPT2Config:
     def describe(self) -> dict[str, Any]:
         """The keys of a `config.json`."""
         return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **asdict(self)}
-
-
-def _is(kind: str, value: Any) -> bool:
-    """Whether a JSON value fits the annotation of a field (true is no number, and sizes are positive)."""
-    if isinstance(value, bool) or kind == "bool":
-        return isinstance(value, bool) and kind == "bool"
-    if kind == "float":
-        return isinstance(value, int | float) and math.isfinite(value) and value >= 0
-    if kind == "str":
-        return isinstance(value, str)
-    return (value is None and kind == "int | None") or (isinstance(value, int) and value > 0)
 
 
 class Attention(nn.Module):

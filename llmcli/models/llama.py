@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from llmcli.errors import ModelError
 from llmcli.nn import decoder
-from llmcli.nn.causal import CausalModel, Embedding
+from llmcli.nn.causal import CausalModel
+from llmcli.nn.config import fits, read, refuse
 from llmcli.nn.decoder import DecoderStack, joinable
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
+from llmcli.nn.norm import RMSNorm
+from llmcli.nn.packed import Embedding
 from llmcli.ops import add_rms_norm, attention, rms_norm, rotary, silu_gate
 
 # What a family does differently: its values for keys that config.json leaves out, and those it has no key for.
@@ -73,9 +76,7 @@ class LlamaConfig:
         config = {"model_type": "llama", **{key: value for key, value in config.items() if value is not None}}
         family = config["model_type"]
         config = {**FAMILIES.get(family, {}), **config}
-        for key, off in REFUSED.items():
-            if config.get(key, off) != off:
-                raise ModelError(f"config.json: {key} = {config[key]!r} is not supported; expected {off!r}")
+        refuse(config, REFUSED)
         heads, width = config.get("num_attention_heads"), config.get("hidden_size")
         if isinstance(heads, int) and isinstance(width, int) and heads > 0:
             config.setdefault("head_dim", width // heads)
@@ -88,12 +89,9 @@ class LlamaConfig:
         window = config.get("sliding_window")
         if isinstance(window, int) and config.get("use_sliding_window", True):
             config["max_position_embeddings"] = min(window, config.get("max_position_embeddings", window))
-        chosen = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        for field in fields(cls):
-            value = chosen.get(field.name, field.default)
-            if not _is(str(field.type), value):
-                raise ModelError(f"config.json: {field.name} = {chosen.get(field.name)!r}; expected {field.type}")
-        result = cls(**chosen)
+        result = read(cls, config)
+        if not result.rope_theta:
+            raise ModelError("config.json: rope_theta = 0; expected a positive number")
         if result.num_attention_heads % result.num_key_value_heads or result.head_dim % 2 or result.head_dim > 256:
             raise ModelError(
                 f"config.json: {result.num_attention_heads} heads, {result.num_key_value_heads} key/value heads of "
@@ -113,17 +111,6 @@ class LlamaConfig:
         }
 
 
-def _is(kind: str, value: Any) -> bool:
-    """Whether a value fits the annotation of a field (true is no number, and sizes are positive)."""
-    if kind == "bool" or isinstance(value, bool):
-        return kind == "bool" and isinstance(value, bool)
-    if kind == "str":
-        return isinstance(value, str)
-    if kind == "float":
-        return isinstance(value, int | float) and math.isfinite(value) and value > 0
-    return isinstance(value, tuple) if kind.startswith("tuple") else isinstance(value, int) and value > 0
-
-
 # rope_type: the factors it needs.
 SCALINGS = {
     "default": (),
@@ -138,7 +125,7 @@ def _scaling(rope: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     if kind not in SCALINGS:
         raise ModelError(f"config.json: rope_type {kind!r} is not supported; expected one of: {', '.join(SCALINGS)}")
     for name in SCALINGS[kind]:
-        if not _is("float", rope.get(name)):
+        if not fits("float", rope.get(name)) or not rope[name]:
             raise ModelError(f"config.json: rope_scaling.{name} = {rope.get(name)!r}; expected a positive number")
     return tuple(sorted({"rope_type": kind, **{name: float(rope[name]) for name in SCALINGS[kind]}}.items()))
 
@@ -159,14 +146,6 @@ def frequencies(config: LlamaConfig) -> Tensor:
     low, high, factor = (float(scaling[name]) for name in ("low_freq_factor", "high_freq_factor", "factor"))
     keep: Tensor = ((turns - low) / (high - low)).clamp(0, 1)
     return rate * keep + rate / factor * (1 - keep)
-
-
-class RMSNorm(nn.Module):
-    """The scale of an RMS norm over `size` elements."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.empty(size)), eps
 
 
 class Attention(nn.Module):

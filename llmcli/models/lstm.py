@@ -6,9 +6,8 @@ embedding and of every layer, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.errors import ModelError
-from llmcli.nn.causal import CausalModel, Embedding
+from llmcli.nn.causal import CausalModel
+from llmcli.nn.config import read
 from llmcli.nn.linear import Linear
+from llmcli.nn.packed import Embedding
 from llmcli.ops import gru_cell, lstm_cell
 
 GATES = {"lstm": 4, "gru": 3}
@@ -46,14 +47,7 @@ class LSTMConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> LSTMConfig:
         """Check the values of a `config.json`; other keys are ignored."""
-        chosen = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        for field in fields(cls):
-            value = chosen.get(field.name, field.default)
-            if not _is(str(field.type), value):
-                raise ModelError(f"config.json: {field.name} = {value!r}; expected {field.type}, not negative")
-        result = cls(**chosen)
-        if min(result.vocab_size, result.n_positions, result.n_embd, result.n_layer) < 1:
-            raise ModelError("config.json: expected vocab_size, n_positions, n_embd and n_layer of 1 or more")
+        result = read(cls, config)
         if result.cell not in GATES:
             raise ModelError(f"config.json: cell {result.cell!r} is not supported; expected one of: {', '.join(GATES)}")
         return result
@@ -61,13 +55,6 @@ class LSTMConfig:
     def describe(self) -> dict[str, Any]:
         """The keys of a `config.json`."""
         return {"model_type": "lstm", "architectures": ["LSTMForCausalLM"], **asdict(self)}
-
-
-def _is(kind: str, value: Any) -> bool:
-    """Whether a JSON value fits the annotation of a field (true is no number)."""
-    if kind in ("str", "bool") or isinstance(value, bool):
-        return type(value).__name__ == kind
-    return isinstance(value, int | float if kind == "float" else int) and 0 <= value < math.inf
 
 
 class State:

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
-from llmcli.ops import linear, linear_pack, softmax
+from llmcli.nn.packed import PackedModel
+from llmcli.ops import softmax
 
 # Prompts are read in pieces of this many positions, always counted from position 0, so that memory stays bounded.
 CHUNK = 512
 
 
-class Embedding(nn.Embedding):
-    """nn.Embedding without random weights: they come from a checkpoint or from a model's `initialize`."""
-
-    def reset_parameters(self) -> None:
-        """Leave the memory as it is, so that a model on the meta device costs nothing."""
-
-
-class CausalModel(nn.Module, ABC):
+class CausalModel(PackedModel):
     """The shared half of a decoder-only model.
 
     The model itself gives `config` (n_layer, n_positions, n_head, n_kv_head, head_dim, vocab_size,
     tie_word_embeddings), `tokens`, `_embed`, `_blocks` and `_normed`, and `lm_head` where the head is not tied.
     """
 
-    config: Any
-    lm_head: Linear
-    quantized: str | None = None  # "int8" or "int4"
-
     def __init__(self) -> None:
         super().__init__()
-        self._packed_head: Tensor | None = None
         self._stack: DecoderStack | None = None
-
-    @property
-    @abstractmethod
-    def tokens(self) -> Tensor:
-        """The token embeddings (V,C)."""
 
     @abstractmethod
     def _embed(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
@@ -69,43 +51,11 @@ class CausalModel(nn.Module, ABC):
 
     def pack(self) -> CausalModel:
         """Pack every matrix for the CPU kernel; from now on the model only runs forward and cannot be saved."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack()
+        super().pack()
         own = self._own_head()
-        if own is None:
-            self._packed_head = linear_pack(self.tokens.detach())
         head = self._packed_head if own is None else own.packed
         self._stack = None if head is None else self._describe(head)
         return self
-
-    def quantize(self, kind: str) -> CausalModel:
-        """Bring every matrix to 8 or 4 bits ("int8", "int4"), once; from now on the model only runs forward.
-
-        Embeddings, positions, norms and biases stay as they are; a tied head gets a matrix of its own.
-        Raises ModelError for a matrix that has NaN, infinity or a group of zeros.
-        """
-        self.quantized = kind
-        for name, layer in self.matrices():
-            layer.quantize(self.bits(kind, name), f"{name}.weight")
-        return self
-
-    def matrices(self) -> list[tuple[str, Linear]]:
-        """What `quantize` changes, by name: the linear layers, among them a head of its own for a tied one."""
-        if self._own_head() is None:
-            self.lm_head = Linear(self.tokens.shape[1], self.config.vocab_size, bias=False)
-            self.lm_head.register_parameter("weight", self.tokens)  # type: ignore[arg-type]
-        return [(name, layer) for name, layer in self.named_modules() if isinstance(layer, Linear)]
-
-    @staticmethod
-    def bits(kind: str, name: str) -> int:
-        """Bits of a matrix under "int8" or "int4"; the head, which costs most (docs/quantize.md), has 8 in either."""
-        return 8 if kind == "int8" or name == "lm_head" else 4
-
-    @staticmethod
-    def stored(name: str) -> str:
-        """A checkpoint's name of a tensor of this module."""
-        return name
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
@@ -198,15 +148,6 @@ class CausalModel(nn.Module, ABC):
         layers = (m for m in self.modules() if isinstance(m, Linear) and m is not head)
         return sum(m.in_features * m.out_features for m in layers)
 
-    def _own_head(self) -> Linear | None:
-        """The head's own matrix; None where it is the embedding."""
-        return self._modules.get("lm_head")  # type: ignore[return-value]
-
     def _head(self, x: Tensor, update: Tensor) -> Tensor:
         """The last norm and the vocabulary projection: (...,C) → (...,V)."""
-        normed = self._normed(x, update)
-        if (own := self._own_head()) is not None:
-            return own.project(normed)
-        if self._packed_head is not None:
-            return linear(normed, self._packed_head, None, self.config.vocab_size)
-        return F.linear(normed, self.tokens)
+        return self._project(self._normed(x, update))
