@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models
+from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 from llmcli.errors import InputError, ModelError
 from llmcli.tokenizer import BYTES, Tokenizer
+from tests.tiny import write_sentencepiece, write_wordpiece
 
 GPT2_FILES = os.environ.get("LLMCLI_TEST_GPT2_TOKENIZER")  # a directory with GPT-2's own files, for the slow test
 
@@ -167,10 +169,42 @@ def test_damaged_merges(tmp_path: Path) -> None:
         Tokenizer.open(tmp_path)
 
 
-def test_not_byte_level(tmp_path: Path) -> None:
+def test_a_spelling_that_is_not_known(tmp_path: Path) -> None:
     Backend(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ModelError, match="expected a byte-level tokenizer; its decoder is None"):
+    with pytest.raises(ModelError, match=r"expected byte-level, SentencePiece or WordPiece tokens; .* decoder is None"):
         Tokenizer.open(tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_sentencepiece, write_wordpiece])
+def test_other_kinds_agree_with_the_library(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path)
+    tokenizer = Tokenizer.open(tmp_path)
+    text = "the old ship lay on the sea"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text == tokenizer.backend.decode(ids)
+    assert tokenizer.leads_with_space
+    whole = tokenizer.backend.encode(text).ids
+    assert tokenizer.encode_whole(text) == whole
+    assert tokenizer.encode_whole(text, 5) == whole[: 5 - len(tokenizer._after)] + tokenizer._after
+    assert len(tokenizer.encode_whole(text, 5)) == 5
+    assert tokenizer.encode_prompt(text) == tokenizer._before + ids
+    assert tokenizer.mask_id == tokenizer.backend.token_to_id("[MASK]")
+
+
+def test_pieces_of_bytes(tmp_path: Path) -> None:
+    """What Llama 2's tokenizer does: blocks for spaces, and bytes where a character has no piece."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581": 256, "a": 257}
+    backend = Backend(models.BPE(vocabulary, [], byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(parts)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.open(tmp_path)
+    for text in ("a a", "é", " a👋\n"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text == backend.decode(ids)
+    assert tokenizer.byte_id(0xE9) == 0xE9
+    assert tokenizer.token_bytes(0xE9) == b"\xe9"
 
 
 @pytest.mark.skipif(not GPT2_FILES, reason="LLMCLI_TEST_GPT2_TOKENIZER names no directory")

@@ -7,13 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from llmcli.checkpoints import safetensors
 from llmcli.models.gpt2 import GPT2, GPT2Config
 
 TEXT = """The sea was calm, and the old ship lay still. "Where shall we go?" said the boy. The captain looked at the
 sea, and at the sky, and at the boy. "We shall go where the wind goes," he said, and they went there, and it was far."""
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,?"
 
 TINY = GPT2Config(
     vocab_size=320,
@@ -41,6 +43,39 @@ def write_tokenizer(directory: Path, vocab_size: int) -> None:
     )
     tokenizer.train_from_iterator([TEXT], trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def write_sentencepiece(directory: Path) -> None:
+    """A tokenizer as T5's: unigrams of TEXT, blocks for spaces, </s> (id 1) after a text; id 0 is <pad>."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    specials = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=specials, unk_token="<unk>", show_progress=False, initial_alphabet=[*ALPHABET]
+    )
+    tokenizer.train_from_iterator([TEXT] * 20, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": "<pad>"}))
+
+
+def write_wordpiece(directory: Path) -> None:
+    """A tokenizer as BERT's: lower case, word pieces of TEXT, [CLS] and [SEP] around a text; id 0 is [PAD]."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=200, special_tokens=specials, show_progress=False, initial_alphabet=[*ALPHABET]
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    around = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"mask_token": "[MASK]", "pad_token": "[PAD]"}))
 
 
 def write_checkpoint(directory: Path, config: GPT2Config = TINY, seed: int = 0) -> GPT2:

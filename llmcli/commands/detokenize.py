@@ -55,7 +55,7 @@ def command(
     rows = [parse(part, number) for number, part in enumerate(parts, 1)]
     path = find(model, offline=offline)
     tokenizer = Tokenizer.open(path if path.is_dir() else path.parent)
-    data = [b"".join(map(tokenizer.token_bytes, row)) for row in rows]  # all, so that a bad id writes nothing
+    data = [tokenizer.spell(row) for row in rows]  # all, so that a bad id writes nothing
     with open_output(output) as out:
         for row, text in zip(rows, data, strict=True):
             if json:

@@ -78,7 +78,9 @@ def encode(name: str, text: str, tokenizer: Encodes, protocol: Rule | None = Non
     stretches = [(window.first, window.stop) for window in protocol.windows(len(ids))]
     n_scored = sum(stop - first for first, stop in stretches)
     if n_scored == len(ids) - 1 and not protocol.prefixed:  # quicker than token by token
-        scored = read.encode().removeprefix(tokenizer.token_bytes(ids[0]))
+        first, scored = tokenizer.token_bytes(ids[0]), read.encode()
+        # Some tokenizers begin every text with a space that is not in it.
+        scored = scored.removeprefix(first if scored.startswith(first) else first.removeprefix(b" "))
     else:
         scored = b"".join(tokenizer.token_bytes(token) for first, stop in stretches for token in ids[first:stop])
     n_bytes = len(text.encode()) if protocol.prefixed else len(scored)
