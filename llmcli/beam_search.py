@@ -79,7 +79,7 @@ def _search(
 ) -> list[_Hypothesis]:
     longest = min(request.max_tokens, context - len(request.ids))
     logits, state = start_rows(model, vocabulary, [request.ids], len(request.ids) + longest, device)
-    alive = [_Hypothesis((), 0.0, TextStream(request.stop))]
+    alive = [_Hypothesis((), 0.0, TextStream(request.stop, anew=request.anew))]
     finished: list[_Hypothesis] = []
     while True:
         require_finite(logits.amax(-1))
@@ -144,7 +144,7 @@ def _extend(
 
 
 def _replay(hypothesis: _Hypothesis, sample: int, request: Request, vocabulary: Vocabulary) -> Iterator[Event]:
-    stream = TextStream(request.stop)
+    stream = TextStream(request.stop, anew=request.anew)
     last = len(hypothesis.tokens) - 1
     for n, token in enumerate(hypothesis.tokens):
         text = "" if token == vocabulary.eos_id else stream.push(vocabulary.token_bytes(token))

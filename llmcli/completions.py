@@ -115,8 +115,10 @@ class Session:
             raise InputError(f"stop must be text or a list of texts, got {stop!r}")
         sampling = {name: value for name, value in settings.items() if name in SAMPLING and value is not None}
         sampling.setdefault("repetition_penalty", self.loaded.repetition_penalty)
+        tokenizer, answers = self.loaded.tokenizer, self.loaded.answers
         request = Request(
-            ids=self.loaded.tokenizer.encode_prompt(prompt),
+            ids=tokenizer.encode_whole(prompt) if answers else tokenizer.encode_prompt(prompt),
+            anew=answers and tokenizer.leads_with_space,
             sampling=Sampling(**sampling),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             **given,

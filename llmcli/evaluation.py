@@ -29,11 +29,16 @@ class Pair:
 
 def complete(loaded: Loaded, prompts: Sequence[str], *, max_tokens: int, batch_size: int) -> Iterator[str]:
     """The greedy completion of each prompt in order, up to its end-of-text token; a long prompt loses its beginning."""
-    context = loaded.model.config.n_positions
+    context, tokenizer = loaded.model.config.n_positions, loaded.tokenizer
     rest = iter(prompts)
     while batch := list(islice(rest, batch_size)):
+        encode = tokenizer.encode_whole if loaded.answers else tokenizer.encode
         requests = [
-            Request(fit(loaded.tokenizer.encode(prompt), max_tokens, context, "truncate"), max_tokens=max_tokens)
+            Request(
+                fit(encode(prompt), max_tokens, context, "truncate"),
+                max_tokens=max_tokens,
+                anew=loaded.answers and tokenizer.leads_with_space,
+            )
             for prompt in batch
         ]
         texts = [""] * len(batch)

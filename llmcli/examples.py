@@ -141,17 +141,22 @@ def _keys(record: dict[str, Any]) -> str:
 
 
 def encode(
-    tokenizer: Tokenizer, lessons: Sequence[Document | Example], ctx_size: int
+    tokenizer: Tokenizer, lessons: Sequence[Document | Example], ctx_size: int, start_id: int | None = None
 ) -> Iterator[tuple[int, list[Row], int]]:
     """Encode in parallel; yields (lessons encoded, their rows, how many of them lost their beginning).
 
-    A row reads at most ctx_size tokens; a longer example keeps its end, a longer document becomes several rows.
+    A row reads at most ctx_size tokens; a longer example keeps its end, a longer document becomes several rows. For a
+    model that answers prompts, whose decoder begins with start_id, the rows are those of `answered`.
     """
     if tokenizer.eos_id is None:
         raise ModelError(f"the tokenizer has no {END_OF_TEXT} entry, which ends an example")
     end = np.array([tokenizer.eos_id], np.int32)
     for first in range(0, len(lessons), TOGETHER):
         some = lessons[first : first + TOGETHER]
+        if start_id is not None:
+            pairs = [answered(tokenizer, one, ctx_size, start_id) for one in some]
+            yield len(some), [row for row, _ in pairs], sum(cut for _, cut in pairs)
+            continue
         pieces = [text for one in some for text, _ in _spans(one)]
         ids = iter(encode_all(tokenizer, pieces))
         rows, shortened = [], 0
@@ -168,6 +173,24 @@ def encode(
             shortened += len(row) > ctx_size + 1
             rows.append(_row(row[-ctx_size - 1 :], learned[-ctx_size - 1 :]))
         yield len(some), [row for row in rows if (row.targets != IGNORED).any()], shortened
+
+
+def answered(tokenizer: Tokenizer, lesson: Document | Example, ctx_size: int, start_id: int) -> tuple[Row, bool]:
+    """A prompt and its completion for an encoder-decoder, and whether one of them lost its end.
+
+    The inputs are the prompt's ids, then what the decoder reads, each of those ids as ~id; the prompt may take what the
+    completion, at most half of ctx_size, leaves. Raises InputError, with the name, for anything but a pair.
+    """
+    if isinstance(lesson, Document) or [learned for _, learned in lesson.spans] != [False, True]:
+        raise InputError(f"{lesson.name}: expected prompt and completion, which a model with an encoder learns")
+    (prompt, _), (completion, _) = lesson.spans
+    written = tokenizer.encode(completion)
+    targets = np.array([*written, tokenizer.eos_id], np.int32)[: max(1, ctx_size // 2)]
+    read = np.array(tokenizer.encode_whole(prompt, max(1, ctx_size - len(targets))), np.int32)
+    inputs = np.concatenate([read, ~np.array([start_id], np.int32), ~targets[:-1]])
+    learned = np.concatenate([np.full(len(read), IGNORED, np.int32), targets])
+    cut = len(targets) <= len(written) or len(read) < len(tokenizer.encode_whole(prompt))
+    return Row(torch.from_numpy(inputs), torch.from_numpy(learned)), cut
 
 
 def encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[npt.NDArray[np.int32]]:

@@ -35,15 +35,33 @@ Export = Callable[[], dict[str, Tensor]]
 ORIGIN = "finetune.json"  # in the output directory: what the run began from
 
 
-def load(spec: str, *, device: str, dropout: float, offline: bool, progress: loading.Progress | None = None) -> Loaded:
-    """A model to train, in float32. Raises InputError for a dropout that its architecture does not have."""
+def load(
+    spec: str,
+    *,
+    kinds: Sequence[str] = ("decoder",),
+    device: str,
+    dropout: float,
+    offline: bool,
+    progress: loading.Progress | None = None,
+) -> Loaded:
+    """A model of one of the kinds to train, in float32.
+
+    Raises InputError for a dropout that its architecture does not have.
+    """
     config = loading.read_config(loading.find(spec, offline=offline))
     there = {field.name for field in fields(model_class(config.get("model_type")).Config)}.intersection(DROPOUTS)
     if dropout and not there:
         raise InputError(f"dropout: expected 0, since {config['model_type']} models have none; got {dropout}")
     changes = {name: 0.0 if name == "attn_pdrop" else dropout for name in there}
     return loading.load(
-        spec, device=device, dtype="float32", offline=offline, pack=False, changes=changes, progress=progress
+        spec,
+        kinds=kinds,
+        device=device,
+        dtype="float32",
+        offline=offline,
+        pack=False,
+        changes=changes,
+        progress=progress,
     )
 
 

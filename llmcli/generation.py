@@ -52,6 +52,9 @@ class Request:
     num_samples: int = 1
     stop: Sequence[str] = ()
     logprobs: int | None = None
+    anew: bool = field(
+        default=False, repr=False
+    )  # the text does not continue the prompt: no space before its first word
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -121,7 +124,7 @@ def generate(
     Its text depends on its own request, seed and sample number only. Raises ModelError for non-finite logits.
     """
     rows = [
-        _Row(index, sample, request, TextStream(request.stop), list(request.ids))
+        _Row(index, sample, request, TextStream(request.stop, anew=request.anew), list(request.ids))
         for index, request in enumerate(requests)
         for sample in range(request.num_samples)
     ]

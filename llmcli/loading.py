@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,12 @@ CLASSIFIES = "ForSequenceClassification"  # how the architecture's name ends in 
 
 HELD = 32 << 20  # bytes of a file's pages in memory beside the packed weights
 
+# What a model of another kind than wanted is for.
+USES = {
+    "decoder": "use 'llmcli generate', 'perplexity' or 'score'",
+    "encoder-decoder": "use 'llmcli generate', 'finetune' or 'evaluate' on prompts with completions",
+}
+
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -49,6 +55,11 @@ class Loaded:
     repetition_penalty: float = 1.0  # what the model's generation_config.json advises
     labels: Sequence[str] = ()  # of a classifier
     quantized: str | None = None  # "int8" or "int4"
+
+    @property
+    def answers(self) -> bool:
+        """Whether the model answers a prompt, as encoder-decoders do, instead of continuing it."""
+        return bool(self.model.KIND == "encoder-decoder")
 
     def sha256(self) -> str:
         """Hash of the weight files, in hexadecimal."""
@@ -84,6 +95,7 @@ def load(
     dtype: str = "auto",
     offline: bool = False,
     pack: bool = True,
+    kinds: Collection[str] = ("decoder",),
     classifier: bool = False,
     quantize: str | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -92,7 +104,8 @@ def load(
     """A directory, file, hub id or alias → a model in eval mode and its tokenizer.
 
     pack lays the matrices out for the CPU kernels, for inference; training needs pack=False. quantize brings them to
-    "int8" or "int4", which a checkpoint may also be already. With `classifier` the model is a `Classifier` of
+    "int8" or "int4", which a checkpoint may also be already. `kinds` are those that the caller can use: "decoder",
+    "encoder-decoder", "encoder". With `classifier` the model is a `Classifier` of
     Loaded.labels. `changes` replace keys of config.json for the model, such as its dropout, and not in Loaded.config.
     Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
     """
@@ -106,6 +119,11 @@ def load(
         wanted = "a classifier, as 'llmcli finetune --task classify' makes" if classifier else "a language model"
         raise ModelError(f"{path}: expected {wanted}; got {kind}")
     model_cls = model_class(config.get("model_type"))
+    if model_cls.KIND not in kinds:
+        raise ModelError(
+            f"{path}: {config['model_type']} is of the kind {model_cls.KIND}, expected {' or '.join(kinds)}: "
+            f"{USES[model_cls.KIND]}"
+        )
     already = quantized.described(config)
     if already and (quantize not in (None, already) or not pack):
         asked = f"asked for {quantize}" if pack else "training needs plain weights"

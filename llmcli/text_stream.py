@@ -17,19 +17,23 @@ class TextStream:
 
     What comes out, concatenated, is the bytes decoded as UTF-8 (invalid ones as U+FFFD) up to the stop string that is
     complete first, the longest of those that end together. It does not depend on how the bytes were split.
+    With `anew`, a space at the beginning is dropped: some tokenizers write one before the first word of any text.
     """
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str] = (), *, anew: bool = False) -> None:
         for stop in stops:
             if not isinstance(stop, str) or not stop:
                 raise InputError(f"a stop string must be text of at least one character, got {stop!r}")
         self.stopped = False
         self._stops = tuple(stops)
+        self._anew = anew
         self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, data: bytes) -> str:
         """Take a token's bytes and return the text that they decide; sets `stopped` at a stop string."""
+        if self._anew and data:
+            self._anew, data = False, data.removeprefix(b" ")
         return self._decide(self._decoder.decode(data))
 
     def finish(self) -> str:

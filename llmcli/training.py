@@ -74,6 +74,8 @@ def build(
             f"vocab_size {config['vocab_size']} of the configuration is below the tokenizer's {tokenizer.vocab_size}"
         )
     cls = model_class(config.get("model_type", "gpt2"))
+    if cls.KIND != "decoder":
+        raise InputError(f"training from scratch makes decoders; {config['model_type']} is of the kind {cls.KIND}")
     if ctx_size is not None:
         config = {**config, cls.Config.CONTEXT: ctx_size}
     checked = cls.Config.from_dict({**config, "embd_pdrop": dropout, "resid_pdrop": dropout, "attn_pdrop": 0.0})

@@ -30,7 +30,7 @@ TINY = GPT2Config(
 )
 
 
-def write_tokenizer(directory: Path, vocab_size: int) -> None:
+def write_tokenizer(directory: Path, vocab_size: int = 320) -> None:
     """Train a byte-level BPE tokenizer on TEXT and write its tokenizer.json; id 0 is <|endoftext|>."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands import terminal
-from llmcli.commands.options import ModelChoice
+from llmcli.commands.options import WRITES, ModelChoice
 from llmcli.commands.progress import Progress
 from llmcli.errors import InputError
 
@@ -32,8 +32,13 @@ def open_session(
     if beams > 1 and ctx_overflow == "slide":
         raise InputError("--beams: expected --ctx-overflow error or truncate, got slide")
     begin = time.perf_counter()
-    loaded = choice.load()
+    loaded = choice.load(kinds=WRITES)
     from llmcli.completions import Policy, Session
+
+    if loaded.answers and ctx_overflow == "slide":
+        raise InputError(
+            "--ctx-overflow slide: a model that answers its prompt has no text to slide along; use truncate"
+        )
 
     longest = loaded.model.config.n_positions
     if ctx_size is not None and ctx_size > longest:

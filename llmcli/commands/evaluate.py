@@ -63,7 +63,7 @@ def command(
     except re.error as error:
         raise InputError(f"--answer: expected a regular expression, got {answer!r}: {error}") from None
     pairs = [pair for path in files or ("-",) for pair in read(path)]
-    loaded = choice.load()
+    loaded = choice.load(kinds=options.WRITES)
     from llmcli import evaluation
 
     evaluation.figures(pairs[:1], ["x"], metric, pattern)  # what is missing is said before the work

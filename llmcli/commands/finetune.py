@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,16 @@ import click
 
 from llmcli.commands import learning, material, terminal
 from llmcli.commands.learning import Run, recipe_options, run_options
-from llmcli.commands.options import ModelChoice, Number, define, model_options, option, seed_option, verbosity_options
+from llmcli.commands.options import (
+    WRITES,
+    ModelChoice,
+    Number,
+    define,
+    model_options,
+    option,
+    seed_option,
+    verbosity_options,
+)
 from llmcli.commands.progress import Progress, quiet_hub
 from llmcli.errors import InputError
 
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
     from llmcli.lora import LoRA
 
 RATE, LORA_RATE = 3e-4, 2e-3
+KINDS = {"lm": WRITES, "classify": ("decoder",)}  # of models that can learn a task
 FIGURES = ("precision", "recall", "f1")
 
 
@@ -75,7 +85,8 @@ def command(
 
     The data are whole texts (.txt, or JSONL with "text"), or examples in JSONL: "prompt" and "completion", of which
     the completion is learned, or "messages", of which the assistant's are. With --task classify they are "text" and
-    "label", and the result is a model for 'llmcli classify'.
+    "label", and the result is a model for 'llmcli classify'. A model with an encoder, such as T5, learns to answer
+    a "prompt" with its "completion".
     """
     if not (data or files):
         raise InputError("expected examples or text, got none; pass --data PATH, or '-' for standard input")
@@ -84,7 +95,7 @@ def command(
 
     adapters = adapters_of(flags)
     records, val_records = list(learning.records((*data, *files))), list(learning.records(val))
-    loaded = load(choice, flags["dropout"])
+    loaded = load(choice, KINDS[task], flags["dropout"])
     finetuning.check_output(Path(run.output), loaded)
     lessons = (material.classes if task == "classify" else material.language)(
         loaded, records, val_records, val_fraction, flags
@@ -136,7 +147,7 @@ def adapters_of(flags: dict[str, Any]) -> LoRA | None:
     return LoRA(rank, alpha or 2.0 * rank, tuple(name for name in targets if name))
 
 
-def load(choice: ModelChoice, dropout: float) -> Loaded:
+def load(choice: ModelChoice, kinds: Sequence[str], dropout: float) -> Loaded:
     """The model to begin from, with progress."""
     from llmcli import finetuning
 
@@ -144,6 +155,7 @@ def load(choice: ModelChoice, dropout: float) -> Loaded:
     with Progress("loading weights", unit="B") as progress:
         return finetuning.load(
             choice.model or "default",
+            kinds=kinds,
             device=choice.device,
             dropout=dropout,
             offline=choice.offline,

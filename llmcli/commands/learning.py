@@ -271,17 +271,23 @@ def open_log(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda document: print(terminal.to_json(document, indent=None), end="", file=file)
 
 
-def encode_examples(tokenizer: Tokenizer, lessons: Sequence[Document | Example], ctx_size: int) -> list[Row]:
-    """Examples and documents as rows, with progress, and a word about those that are too long."""
+def encode_examples(
+    tokenizer: Tokenizer, lessons: Sequence[Document | Example], ctx_size: int, start_id: int | None = None
+) -> list[Row]:
+    """Examples and documents as rows, with progress, and a word about those that are too long.
+
+    start_id is that of a model which answers prompts.
+    """
     from llmcli import examples
 
     rows, done, shortened = [], 0, 0
     with Progress("tokenising", total=len(lessons), unit="examples") as progress:
-        for n_lessons, some, n_shortened in examples.encode(tokenizer, lessons, ctx_size):
+        for n_lessons, some, n_shortened in examples.encode(tokenizer, lessons, ctx_size, start_id):
             rows += some
             done += n_lessons
             shortened += n_shortened
             progress(done)
     if shortened:
-        terminal.note(f"{shortened} of {len(lessons)} examples lost their beginning: over {ctx_size} tokens")
+        lost = "beginning" if start_id is None else "end"
+        terminal.note(f"{shortened} of {len(lessons)} examples lost their {lost}: over {ctx_size} tokens")
     return rows

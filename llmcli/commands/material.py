@@ -47,7 +47,8 @@ def language(
     documents = [lesson for lesson in lessons if isinstance(lesson, data.Document)]
     held_documents = [lesson for lesson in held if isinstance(lesson, data.Document)]
     validation = None
-    if len(documents) == len(lessons) and len(held_documents) == len(held):
+    start_id = loaded.model.start_id if loaded.answers else None
+    if start_id is None and len(documents) == len(lessons) and len(held_documents) == len(held):
         if not val_records:
             documents, held_documents = data.split(documents, val_fraction)
         stream = learning.encode(loaded.tokenizer, documents)
@@ -59,10 +60,12 @@ def language(
         return Material(windows, validation, ctx_size, f"{len(stream) / 1e6:.2f} M training tokens")
     if not val_records:
         lessons, held = finetuning.hold_out(lessons, val_fraction, flags["seed"])
-    rows = learning.encode_examples(loaded.tokenizer, lessons, ctx_size)
+    rows = learning.encode_examples(loaded.tokenizer, lessons, ctx_size, start_id)
     if held:
         n_bytes = sum(lesson.n_bytes for lesson in held)
-        validation = batches.held_out_rows(learning.encode_examples(loaded.tokenizer, held, ctx_size), n_bytes)
+        validation = batches.held_out_rows(
+            learning.encode_examples(loaded.tokenizer, held, ctx_size, start_id), n_bytes
+        )
     every = batches.Rows(rows, flags["seed"])
     return Material(every, validation, ctx_size, f"{len(rows)} training examples", template)
 

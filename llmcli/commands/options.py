@@ -6,7 +6,7 @@ Knows click; must not import torch before a command runs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,11 @@ class ModelChoice(Engine):
     offline: bool
     quantize: str | None = None
 
-    def load(self, *, classifier: bool = False) -> Loaded:
-        """Load the model and its tokenizer, with progress on stderr. Raises ModelError and ResourceError."""
+    def load(self, *, kinds: Collection[str] = ("decoder",), classifier: bool = False) -> Loaded:
+        """Load a model of one of the kinds and its tokenizer, with progress on stderr.
+
+        Raises ModelError and ResourceError.
+        """
         self.prepare()
         from llmcli import loading
         from llmcli.commands.progress import Progress, quiet_hub
@@ -67,6 +70,7 @@ class ModelChoice(Engine):
                 device=self.device,
                 dtype=self.dtype,
                 offline=self.offline,
+                kinds=kinds,
                 classifier=classifier,
                 quantize=self.quantize,
                 progress=progress,
@@ -86,6 +90,8 @@ def gather(function: Function, kind: type[Any], argument: str, decorators: Itera
         gathered = decorator(gathered)
     return gathered
 
+
+WRITES = ("decoder", "encoder-decoder")  # the kinds of models that write text
 
 model_option = option(
     "-m",

@@ -72,7 +72,9 @@ def command(
             old = choice.load()
             rule = texts.sliding(ctx_size, stride, old.model.config.n_positions)
             documents = texts.documents(old, named, rule)
-        plain = loading.load(name, device="cpu", dtype=choice.dtype, offline=choice.offline, pack=False)
+        plain = loading.load(
+            name, device="cpu", dtype=choice.dtype, offline=choice.offline, pack=False, kinds=loading.USES
+        )
         with Progress("quantising", unit="matrices") as progress:
             matrices = quantization.save(plain, to, target, progress)
         del plain

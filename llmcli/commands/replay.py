@@ -11,6 +11,7 @@ import click
 
 from llmcli.commands import terminal
 from llmcli.commands.options import (
+    WRITES,
     ModelChoice,
     define,
     model_options,
@@ -56,7 +57,9 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
     if quantize not in (None, "int8", "int4"):
         raise InputError(f"receipt: expected int8, int4 or null, got quantized {quantize!r}")
     with terminal.open_output(output) as out:
-        loaded = replace(choice, model=choice.model or facts["model"], dtype=dtype, quantize=quantize).load()
+        loaded = replace(choice, model=choice.model or facts["model"], dtype=dtype, quantize=quantize).load(
+            kinds=WRITES
+        )
         verdict = None
         with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
             verdict = receipts.replay(loaded, facts, lambda: interrupt.stop_requested)

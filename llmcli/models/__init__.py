@@ -2,8 +2,8 @@
 
 A model offers `start`/`step` (generation), `logprobs`/`distributions` (scoring), `forward` (training), `hidden`
 (classification), `rename`/`checkpoint` (its names in a checkpoint) and `flops`/`bytes_read` (what a step costs at
-least). Its blocks are a ModuleList, where adapters and activation checkpointing find them. To add one, add a file and a
-row here.
+least), as far as its KIND has them. Its blocks are a ModuleList, where adapters and activation checkpointing find them.
+To add one, add a file and a row here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ MODELS = {
     "llama": "llmcli.models.llama:Llama",
     "lstm": "llmcli.models.lstm:LSTM",
     "mistral": "llmcli.models.llama:Llama",
+    "mt5": "llmcli.models.t5:T5",
     "qwen2": "llmcli.models.llama:Llama",
     "qwen3": "llmcli.models.llama:Llama",
+    "t5": "llmcli.models.t5:T5",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from llmcli.errors import ModelError
 
 T = TypeVar("T")
+TokenId = int  # 0 is one
 
 
 def refuse(config: Mapping[str, Any], off: Mapping[str, Any]) -> None:
@@ -53,6 +54,8 @@ def fits(kind: str, value: Any) -> bool:
         )
     if kind == "str":
         return isinstance(value, str)
+    if kind == "TokenId":
+        return isinstance(value, int) and value >= 0
     if kind.startswith("tuple"):
         return isinstance(value, tuple)
     return (value is None and kind == "int | None") or (isinstance(value, int) and value > 0)

@@ -1,0 +1,64 @@
+"""Tiny random checkpoints of every family, written by transformers itself, which is also the peer to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny import write_sentencepiece, write_tokenizer, write_wordpiece
+
+SIZES: dict[str, dict[str, Any]] = {
+    "t5": {
+        "vocab_size": 320, "d_model": 48, "d_kv": 16, "d_ff": 88, "num_layers": 3, "num_decoder_layers": 2,
+        "num_heads": 4, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "initializer_factor": 1.5,
+    },
+}  # fmt: skip
+SIZES["mt5"] = SIZES["t5"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model_type, and what its config.json says beyond SIZES."""
+
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.model_type} {self.config or ''}".strip()
+
+
+def write(directory: Path, case: Case) -> Any:
+    """Save a random model with a tokenizer of its kind; biases and norms differ from zeros and ones."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(7)
+    config = transformers.AutoConfig.for_model(case.model_type, **{**SIZES[case.model_type], **case.config})
+    if case.model_type in ("t5", "mt5"):
+        auto, tokenizer = transformers.AutoModelForSeq2SeqLM, write_sentencepiece
+    elif case.model_type in ("bert", "roberta"):
+        auto, tokenizer = transformers.AutoModelForMaskedLM, write_wordpiece
+    else:
+        auto, tokenizer = transformers.AutoModelForCausalLM, write_tokenizer
+    peer = auto.from_config(config)
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    peer.eval().save_pretrained(directory)
+    tokenizer(directory)
+    return peer
+
+
+def prompt(rows: int, length: int) -> torch.Tensor:
+    """Ids (rows, length), none of them special."""
+    return torch.randint(5, 320, (rows, length), generator=torch.Generator().manual_seed(3))
+
+
+def range_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference as a share of the range of what is expected."""
+    return float((got - expected).abs().max() / (expected.max() - expected.min()))
