@@ -7,15 +7,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import readme_table
-from benchmarks.peers import ENGINES, ROOT, engine, prepare, report, run
+from benchmarks.peers import ENGINES, ROOT, engine, measures, prepare, report, run
 from benchmarks.peers.llama_cpp import gguf_name
 from llmcli.benchmarking.model_speed import SpeedTest
+from llmcli.models.gpt2 import GPT2
 from llmcli.tokenizer import Tokenizer
+from tests.tiny import TINY
 
 # An engine that never wants to see a prompt twice, and that takes 10 ms for each token.
 FAKE = """
@@ -36,10 +39,17 @@ class Engine:
         begin = time.perf_counter()
         times = [begin + 0.01 * (index + 1) for index in range(n)]
         return times[self.variant == "lies":], [[7] * n for _ in prompts]
+    def score(self, rows):
+        time.sleep(0.1)
+        return 3.5
 
 serve(Engine(), sys.stdin, sys.stdout)
 """
-TESTS = [SpeedTest(16, 0, 0, 1, 2), SpeedTest(0, 32, 4, 3, 2)]
+CHOSEN = [
+    measures.Generating(SpeedTest(16, 0, 0, 1, 2)),
+    measures.Generating(SpeedTest(0, 32, 4, 3, 2)),
+    measures.Passing("score", 4, 16, "SCORES", 1),
+]
 
 
 @pytest.fixture
@@ -48,11 +58,12 @@ def fake(tmp_path: Path) -> run.Worker:
 
 
 def test_a_turn(fake: run.Worker) -> None:
-    draws = run.Draws(50257)
-    found = run.turn(fake, ["models", "answers", 2], TESTS, draws, draws(1, 8))
+    draws = measures.Draws(50257)
+    found = run.turn(fake, ["models", "answers", 2], CHOSEN, draws, draws(1, 8))
     assert found["first_token"] == 7
     assert found["speeds"]["pp16"] == pytest.approx(1600, rel=0.2)  # 10 ms and the way through the process
     assert found["speeds"]["tg32 @ d4 b3"] == pytest.approx(300, rel=1e-6)
+    assert found["speeds"]["score 4x16"] == pytest.approx(640, rel=0.2)
     assert 0 < found["rss"] <= found["peak_rss"]
     assert found["first_token_s"] > 0
     assert fake.process.returncode is not None
@@ -64,9 +75,9 @@ def test_a_turn(fake: run.Worker) -> None:
 )
 def test_a_turn_that_fails(fake: run.Worker, variant: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "ANSWER_S", 1 if variant == "hangs" else 60)
-    draws = run.Draws(50257)
+    draws = measures.Draws(50257)
     with pytest.raises(run.Dead, match=why):
-        run.turn(fake, ["models", variant, 2], TESTS, draws, draws(1, 8))
+        run.turn(fake, ["models", variant, 2], CHOSEN, draws, draws(1, 8))
     assert fake.process.returncode is not None
 
 
@@ -86,20 +97,21 @@ def test_rounds_take_turns_and_outlive_an_engine(
     rows = [{"engine": name, "variant": "v", "precision": "float32", "error": None} for name in ("llmcli", "openvino")]
     for name, value in {
         "worker": worker,
-        "contestants": lambda names: [row | {"rounds": []} for row in rows],
+        "contestants": lambda names, chosen: [row | {"rounds": []} for row in rows],
+        "able": lambda *_: CHOSEN[:1],
         "reference_models": lambda models: {},
         "limits": lambda *_: {"float32": {"tg32 @ d32": 50.0}},
         "import_torch": lambda: 1.0,
     }.items():
         monkeypatch.setattr(run, name, value)
-    *_, document = run.measure(tmp_path, "gpt2", [], 2, rounds=2, budget=1e9)
+    *_, document = run.measure(tmp_path, "gpt2", [], [], 2, rounds=2, budget=1e9)
     assert order == ["llmcli", "openvino", "llmcli"]
     assert [len(row["rounds"]) for row in document["contestants"]] == [2, 0]
     assert document["contestants"][1]["error"] == "not prepared"
     assert "not prepared" in report.whole_table(document)
     json.dumps(document)
-    monkeypatch.setattr(run, "contestants", lambda names: [])
-    assert len(list(run.measure(tmp_path, "gpt2", [], 2, rounds=9, budget=0))) == 1
+    monkeypatch.setattr(run, "contestants", lambda names, chosen: [])
+    assert len(list(run.measure(tmp_path, "gpt2", [], [], 2, rounds=9, budget=0))) == 1
 
 
 def row(name: str, variant: str, precision: str, speeds: list[float], token: int = 7) -> dict[str, Any]:
@@ -131,7 +143,8 @@ def test_tables() -> None:
     assert "30.0 (30.0–30.0; 50 %) | 1.50 | 1,024 | another first token in 3 of 3 rounds |" in whole
     assert whole.count("another first token") == 1
     assert "| transformers bfloat16 | bfloat16 | – | – | – | no such wheel |" in whole
-    assert "| limit of int4 | int4 | 60.0 | – | – |  |" in whole
+    assert "| limit of bfloat16 | bfloat16 | 60.0 | – | – |  |" in whole
+    assert "int4" not in whole
     met = report.goals_table([document([55, 60, 57])])
     # 55 / 40, 60 / 50 and 57 / 20 in the rounds; 57 / 50 beside the best round; 57 of 60.
     assert "| 57.0 | llama.cpp f32 | 40.0 | 1.38 | 1.14 | 60.0 | 95.0 | ≥ 1.1×, ≥ 90 % | met |" in met
@@ -162,9 +175,30 @@ def test_chart(tmp_path: Path) -> None:
     assert (tmp_path / "chart.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_tests_fit_into_the_context() -> None:
-    assert [run.key(test) for test in run.speed_tests(1024, 2)] == list(report.TITLES)
-    assert [run.key(test) for test in run.speed_tests(512, 2)] == ["pp512", "tg32 @ d32", "tg32 @ d32 b8"]
+def test_measures_fit_into_the_context_and_have_titles_and_limits() -> None:
+    kinds = ["generate", "score", "train"]
+    assert [one.name for one in measures.measures(kinds, 1024, 2)] == list(report.TITLES)
+    assert [one.name for one in measures.measures(kinds[:1], 512, 2)] == ["pp512", "tg32 @ d32", "tg32 @ d32 b8"]
+    with pytest.raises(ValueError, match="got sing"):
+        measures.measures(["sing"], 512, 2)
+
+
+def test_limit_of_whole_rows() -> None:
+    model = GPT2(TINY)
+    peak = SimpleNamespace(get=lambda kind: {"float32": 100.0}[kind])
+    matrices = 12 * TINY.n_layer * TINY.n_embd**2
+    row = 2 * 16 * (matrices + TINY.vocab_size * TINY.n_embd) + 4 * TINY.n_layer * TINY.n_embd * (16 * 17 // 2)
+    assert measures.Passing("score", 4, 16, "SCORES", 1).limit(model, peak) == pytest.approx(100e9 * 16 / row)
+    assert measures.Passing("train", 4, 16, "TRAINS", 3).limit(model, peak) == pytest.approx(100e9 * 16 / row / 3)
+
+
+def test_only_those_that_can_are_measured() -> None:
+    training = measures.measures(["train"], 1024, 2)
+    rows = run.contestants(list(ENGINES), training)
+    assert {row["engine"] for row in rows} == {"llmcli", "transformers"}
+    assert {row["precision"] for row in rows} == {"float32", "bfloat16"}
+    assert len(rows) == 4
+    assert len(run.contestants(["openvino"], measures.measures(["generate"], 1024, 2))) == 3
 
 
 def test_an_engine_without_environment_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

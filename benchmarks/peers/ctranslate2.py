@@ -9,6 +9,7 @@ from typing import Any
 PACKAGES = ("ctranslate2==4.8.5", "torch==2.13.0", "transformers==5.23.0")
 ENVIRONMENT = {"CT2_FORCE_CPU_ISA": "AVX512"}
 VARIANTS = {"float32": "float32", "int8": "int8"}
+SCORES = tuple(VARIANTS)
 
 
 def convert(models: Path, target: Path) -> None:
@@ -39,13 +40,19 @@ class Engine:
             return False
 
         results = self.generator.generate_batch(
-            [[self.vocabulary[token] for token in prompt] for prompt in prompts],
+            self._tokens(prompts),
             min_length=n,
             max_length=n,
             include_prompt_in_result=False,
             callback=note,
         )
         return times, [result.sequences_ids[0] for result in results]
+
+    def score(self, rows: list[list[int]]) -> float:
+        return -sum(sum(result.log_probs) for result in self.generator.score_batch(self._tokens(rows)))
+
+    def _tokens(self, rows: list[list[int]]) -> list[list[str]]:
+        return [[self.vocabulary[token] for token in row] for row in rows]
 
 
 def ctranslate2_vocabulary(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ VARIANTS = {
     "q4_0": "int4",
     "q4_0, flash attention": "int4",
 }
+SCORES = tuple(VARIANTS)
 CELLS = 256  # the cache grows in steps of this many positions
 NAMES = {
     "wte": "token_embd",
@@ -125,10 +127,37 @@ class Engine:
                 raise RuntimeError("llama_init_from_model failed")
         api.llama_memory_clear(api.llama_get_memory(self.context), False)
 
+    def score(self, rows: list[list[int]]) -> float:
+        """What llama-perplexity does: all rows in one batch, then the threads go over the logits."""
+        import numpy as np
+
+        width = len(rows[0])
+        self._reserve(len(rows), width)
+        self._decode(rows, 0, range(len(rows) * width))
+        logits = np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (len(rows) * width, self.vocab_size))
+
+        def nats(row: int) -> float:
+            total = 0.0
+            for place, token in enumerate(rows[row][1:], row * width):
+                highest = logits[place].max()
+                total += float(np.log(np.exp(logits[place] - highest).sum()) + highest - logits[place, token])
+            return total
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            return sum(pool.map(nats, range(len(rows))))
+
     def _step(self, rows: list[list[int]], position: int) -> list[int]:
         """Read the same number of tokens in every row → the likeliest next one of each."""
         import numpy as np
 
+        width = len(rows[0])
+        ends = range(width - 1, len(rows) * width, width)
+        self._decode(rows, position, ends)
+        logits = (self.api.llama_get_logits_ith(self.context, end) for end in ends)
+        return [int(np.ctypeslib.as_array(row, (self.vocab_size,)).argmax()) for row in logits]
+
+    def _decode(self, rows: list[list[int]], position: int, wanted: range) -> None:
+        """Read the same number of tokens in every row; logits of those wanted, counted over all rows."""
         count, width = sum(map(len, rows)), len(rows[0])
         batch = self.api.llama_batch_init(count, 0, 1)
         try:
@@ -139,11 +168,8 @@ class Engine:
                 batch.pos[index] = position + column
                 batch.n_seq_id[index] = 1
                 batch.seq_id[index][0] = row
-                batch.logits[index] = column == width - 1
+                batch.logits[index] = index in wanted
             if status := self.api.llama_decode(self.context, batch):
                 raise RuntimeError(f"llama_decode failed with {status}")
         finally:
             self.api.llama_batch_free(batch)
-        ends = range(width - 1, count, width)
-        logits = (self.api.llama_get_logits_ith(self.context, end) for end in ends)
-        return [int(np.ctypeslib.as_array(row, (self.vocab_size,)).argmax()) for row in logits]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 PACKAGES: tuple[str, ...] = ()
 VARIANTS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int4"}
+SCORES = tuple(VARIANTS)
+TRAINS = ("float32", "bfloat16")
 
 
 def convert(models: Path, target: Path) -> None:
@@ -19,7 +22,9 @@ def convert(models: Path, target: Path) -> None:
 
 
 class Engine:
-    """The packed model and its state, as the decoding loop uses them."""
+    """The packed model and its state, as the decoding loop uses them; another model for training."""
+
+    trainer: Any = None
 
     def load(self, models: Path, variant: str, threads: int) -> None:
         import torch
@@ -27,6 +32,7 @@ class Engine:
         from llmcli import loading
 
         torch.set_num_threads(threads)
+        self.models, self.variant = models, variant
         self.model = loading.load(models / "llmcli" / variant if variant.startswith("int") else models / variant).model
 
     def generate(self, prompts: list[list[int]], n: int) -> tuple[list[float], list[list[int]]]:
@@ -41,3 +47,28 @@ class Engine:
                 columns.append(logits.argmax(-1, keepdim=True))
                 times.append(time.perf_counter())
         return times, torch.cat(columns, 1).tolist()
+
+    def score(self, rows: list[list[int]]) -> float:
+        import torch
+
+        with torch.inference_mode():
+            return -float(self.model.logprobs(torch.tensor(rows)).sum())
+
+    def train(self, rows: list[list[int]]) -> float:
+        import torch
+
+        from llmcli import loading
+        from llmcli.recipe import Recipe
+        from llmcli.training import DROPOUTS, Trainer
+
+        if self.trainer is None:
+            loaded = loading.load(self.models / "float32", pack=False, changes=dict.fromkeys(DROPOUTS, 0.0))
+            recipe = Recipe(iters=1_000_000, batch_size=len(rows), dtype=self.variant)
+            self.trainer = Trainer(loaded.model, self, recipe)
+        ids = torch.tensor(rows)
+        self.rows = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+        return float(self.trainer.step().loss)
+
+    def batch(self, first: int, size: int) -> tuple[Any, Any]:
+        """What the trainer asks for: the rows of this call."""
+        return self.rows

@@ -20,6 +20,9 @@ TITLES = {
     "tg32 @ d32": "decode at 32",
     "tg32 @ d880": "decode at 880",
     "tg32 @ d32 b8": "decode at 32, batch 8",
+    "score 4x512": "scoring 4 × 512",
+    "train 4x64": "training 4 × 64",
+    "train 4x1024": "training 4 × 1,024",
 }
 SHAPES = {
     "gpt2": "GPT-2 124M",
@@ -44,6 +47,11 @@ GOALS: dict[tuple[str, str], tuple[float | None, float | None]] = {
     ("pp512", "float32"): (1.3, 80),
     ("pp512", "bfloat16"): (2.5, 65),
     ("pp512", "int8"): (3.0, None),
+    ("score 4x512", "bfloat16"): (1.5, 60),
+    ("train 4x64", "float32"): (1.4, None),
+    ("train 4x64", "bfloat16"): (2.0, None),
+    ("train 4x1024", "float32"): (1.4, None),
+    ("train 4x1024", "bfloat16"): (3.0, None),
 }
 DEFAULT_GOALS: dict[tuple[str, str], tuple[float | None, float | None]] = {
     ("tg32 @ d32", precision): (1.3, None) for precision in ("float32", "bfloat16", "int8", "int4")
@@ -83,7 +91,8 @@ def whole_table(document: Document) -> str:
         first = median([one["first_token_s"] for one in row["rounds"]])
         memory = median([one["rss"] / 2**20 for one in row["rounds"]])
         lines.append([*cells, figure(first), figure(memory), remark(row, document)])
-    for precision, limit in document["limits"].items():
+    for precision in dict.fromkeys(row["precision"] for row in document["contestants"]):
+        limit = document["limits"][precision]
         lines.append([f"limit of {precision}", precision, *(figure(limit[test]) for test in tests), "–", "–", ""])
     return markdown([*columns, "first token, s", "memory, MiB", "remark"], lines)
 

@@ -5,8 +5,8 @@ other round.
     python -m benchmarks.peers.run --shapes gpt2 --rounds 1 --engines llmcli,llama_cpp --output /tmp/
 
 Writes MACHINE.peers.SHAPE.json and .png after every round, so that a run that is broken off keeps its rounds, and
-prints the tables. A process is started, loads, writes one token (time to first token), then takes the tests one by one:
-a call to warm up, then calls until half a second is measured, every prompt new.
+prints the tables. A process is started, loads, writes one token (time to first token), then is measured in one thing
+after the other (`measures.py`). Other kinds than the default go to MACHINE.peers.SHAPE.KINDS.json.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,16 @@ import matplotlib  # noqa: F401 (that it is missing is better known before an ho
 import torch
 
 from benchmarks.peers import ROOT, engine
+from benchmarks.peers.measures import Draws, Measure, measures
 from benchmarks.peers.prepare import options, python_of, reason_file
 from benchmarks.peers.report import chart, goals_table, whole_table
 from benchmarks.peers.worker import Rows
 from llmcli import loading
 from llmcli.benchmarking.ceilings import Ceilings
 from llmcli.benchmarking.environment import environment, load_average, machine_name
-from llmcli.benchmarking.model_speed import SpeedTest, limit_ns
 
-N_GEN = 32
+KINDS = "generate,score"
 FIRST_PROMPT = 8
-SAMPLE_S = 0.5
 ANSWER_S = 240  # the longest that an answer may take
 PRECISIONS = {"float32": None, "bfloat16": None, "int8": "int8", "int4": "int4"}  # what --quantize gets
 IMPORT_TORCH = [sys.executable, "-c", "import torch; print()"]
@@ -101,61 +99,33 @@ def worker(work: Path, name: str, threads: int) -> Worker:
     return Worker([python, "-m", "benchmarks.peers.worker", name, "serve"], environment, work / f"{name}.log")
 
 
-class Draws:
-    """Prompts of random ids, never the same twice."""
-
-    def __init__(self, vocab_size: int, seed: int = 0) -> None:
-        self.random, self.vocab_size = random.Random(seed), vocab_size
-
-    def __call__(self, batch: int, length: int) -> Rows:
-        return [[self.random.randrange(self.vocab_size) for _ in range(length)] for _ in range(batch)]
-
-
-def speed_tests(context: int, threads: int) -> list[SpeedTest]:
-    """Those of prefill 512, decode at 32 and at 880, and decode of 8 rows that fit into the context."""
-    decode = [SpeedTest(0, N_GEN, depth, batch, threads) for depth, batch in ((32, 1), (880, 1), (32, 8))]
-    tests = [SpeedTest(512, 0, 0, 1, threads), *decode]
-    return [test for test in tests if test.positions <= context]
-
-
-def key(test: SpeedTest) -> str:
-    """The name of a test in the document: `pp512`, `tg32 @ d880`, `tg32 @ d32 b8`."""
-    return test.name + (f" b{test.n_batch}" if test.n_batch > 1 else "")
-
-
-def sample(call: Callable[..., dict[str, Any]], test: SpeedTest, draws: Draws) -> float:
-    """Tokens per second: over calls that last SAMPLE_S together, after one that is not counted."""
-    length, n = test.n_prompt or test.n_depth, test.n_gen + 1
-    call(generate=draws(test.n_batch, length), n=min(n, 2))
-    seconds, tokens = 0.0, 0
-    while seconds < SAMPLE_S:
-        answer = call(generate=draws(test.n_batch, length), n=n)
-        seconds += answer["rest_s" if test.n_gen else "first_s"]
-        tokens += test.tokens
-    return tokens / seconds
-
-
-def turn(process: Worker, load: list[Any], tests: list[SpeedTest], draws: Draws, prompt: Rows) -> dict[str, Any]:
+def turn(process: Worker, load: list[Any], chosen: list[Measure], draws: Draws, prompt: Rows) -> dict[str, Any]:
     """One process from start to end: time to first token, which one that was, speeds, memory. Raises Dead."""
     begin = time.perf_counter()
     with process:
         process.call(load=load)
         first = process.call(generate=prompt, n=1)
         seconds = time.perf_counter() - begin
-        speeds = {key(test): sample(process.call, test, draws) for test in tests}
+        speeds = {one.name: one.sample(process.call, draws) for one in chosen}
         last = process.call(generate=draws(1, FIRST_PROMPT), n=1)
     memory = {name: last[name] for name in ("rss", "peak_rss")}
     return {"first_token_s": seconds, "first_token": first["ids"][0][0], "speeds": speeds, **memory}
 
 
-def contestants(names: list[str]) -> list[dict[str, Any]]:
-    """One row of the document per engine and variant, without rounds."""
+def contestants(names: list[str], chosen: list[Measure]) -> list[dict[str, Any]]:
+    """One row of the document per engine and variant that can do any of it, without rounds."""
     return [
         {"engine": name, "variant": variant, "precision": precision, "packages": engine(name).PACKAGES[:1]}
         | {"error": None, "rounds": []}
         for name in names
         for variant, precision in engine(name).VARIANTS.items()
+        if able(name, variant, chosen)
     ]
+
+
+def able(name: str, variant: str, chosen: list[Measure]) -> list[Measure]:
+    """What of it an engine can do in a variant."""
+    return [one for one in chosen if variant in getattr(engine(name), one.variants, ())]
 
 
 def reference_models(models: Path) -> dict[str, Any]:
@@ -164,12 +134,9 @@ def reference_models(models: Path) -> dict[str, Any]:
     return {name: loading.load(plain[name], quantize=how).model for name, how in PRECISIONS.items()}
 
 
-def limits(loaded: dict[str, Any], tests: list[SpeedTest], ceilings: Ceilings) -> dict[str, dict[str, float]]:
-    """Tokens per second that the machine allows, by precision and test (see `limit_ns`)."""
-    return {
-        precision: {key(test): 1e9 * test.tokens / limit_ns(model, test, ceilings) for test in tests}
-        for precision, model in loaded.items()
-    }
+def limits(loaded: dict[str, Any], chosen: list[Measure], ceilings: Ceilings) -> dict[str, dict[str, float]]:
+    """Tokens per second that the machine allows, by precision and measure."""
+    return {precision: {one.name: one.limit(model, ceilings) for one in chosen} for precision, model in loaded.items()}
 
 
 def import_torch() -> float:
@@ -180,13 +147,13 @@ def import_torch() -> float:
 
 
 def measure(
-    work: Path, shape: str, names: list[str], threads: int, rounds: int, budget: float
+    work: Path, shape: str, names: list[str], kinds: list[str], threads: int, rounds: int, budget: float
 ) -> Iterator[dict[str, Any]]:
     """Run the rounds; yields the document after each; stops before a round that would not fit into the budget."""
     models = work / "models" / shape
     config = json.loads((models / "float32" / "config.json").read_text("utf-8"))
-    tests, draws, ceilings = speed_tests(config["n_positions"], threads), Draws(config["vocab_size"]), Ceilings()
-    loaded, facts, rows = reference_models(models), environment(), contestants(names)
+    chosen, draws = measures(kinds, config["n_positions"], threads), Draws(config["vocab_size"])
+    loaded, ceilings, facts, rows = reference_models(models), Ceilings(), environment(), contestants(names, chosen)
     loads, imports, longest, begin = [], [], 0.0, time.perf_counter()
     for index in range(rounds):
         start = time.perf_counter()
@@ -195,14 +162,14 @@ def measure(
             break
         loads.append(load_average())
         imports.append(import_torch())
-        limits(loaded, tests, ceilings)  # looks at every ceiling that is needed
+        limits(loaded, chosen, ceilings)  # looks at every ceiling that is needed
         ceilings.measure_again()
         prompt = draws(1, FIRST_PROMPT)
         for row in rows if index % 2 == 0 else reversed(rows):
             if row["error"] is None:
                 try:
-                    load = [str(models), row["variant"], threads]
-                    done = turn(worker(work, row["engine"], threads), load, tests, draws, prompt)
+                    process, load = worker(work, row["engine"], threads), [str(models), row["variant"], threads]
+                    done = turn(process, load, able(row["engine"], row["variant"], chosen), draws, prompt)
                     row["rounds"].append({"round": index, **done})
                 except Dead as error:
                     row["error"] = str(error)
@@ -210,7 +177,7 @@ def measure(
         longest = max(longest, time.perf_counter() - start)
         document = {"schema": "llmcli/bench-peers/1", "shape": shape, "environment": facts, "interrupted": False}
         document |= {"rounds": index + 1, "load_averages": loads, "import_torch_s": imports, "contestants": rows}
-        yield document | {"ceilings": ceilings.to_json(), "limits": limits(loaded, tests, ceilings)}
+        yield document | {"ceilings": ceilings.to_json(), "limits": limits(loaded, chosen, ceilings)}
 
 
 def main() -> None:
@@ -218,15 +185,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options(parser)
     parser.add_argument("-r", "--rounds", type=int, default=5)
+    parser.add_argument("--kinds", default=KINDS, help="of generate, score, train [%(default)s]")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--time-budget", type=float, default=float("inf"), metavar="SECONDS", help="for each shape")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results", help="a folder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for shape in arguments.shapes.split(","):
-        target = arguments.output / f"{machine_name(environment())}.peers.{shape}.json"
+        only = "" if arguments.kinds == KINDS else "." + arguments.kinds.replace(",", "-")
+        target = arguments.output / f"{machine_name(environment())}.peers.{shape}{only}.json"
+        what = (arguments.engines.split(","), arguments.kinds.split(","))
         sizes = (arguments.threads, arguments.rounds, arguments.time_budget)
-        for document in measure(arguments.work, shape, arguments.engines.split(","), *sizes):
+        for document in measure(arguments.work, shape, *what, *sizes):
             target.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
             chart(document, target.with_suffix(".png"))
         print(whole_table(document), goals_table([document]), sep="\n")

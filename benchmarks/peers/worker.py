@@ -21,7 +21,11 @@ Rows = list[list[int]]
 
 
 class Engine(Protocol):
-    """What an engine's file gives; `models` is the folder of one shape, as `prepare.py` fills it."""
+    """What an engine's file gives; `models` is the folder of one shape, as `prepare.py` fills it.
+
+    Its variants in SCORES also have `score(rows)`, the nats of each row's tokens but the first, summed; those in TRAINS
+    have `train(rows)`, a step of AdamW that returns its loss.
+    """
 
     def load(self, models: Path, variant: str, threads: int) -> None: ...
 
@@ -40,12 +44,16 @@ def memory() -> dict[str, int]:
 
 
 def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one request: {"load": […]} or {"generate": prompts, "n": tokens}."""
+    """Carry out one request: {"load": […]}, {"generate": prompts, "n": tokens}, {"score": rows} or {"train": rows}."""
     begin = time.perf_counter()
     if "load" in request:
         models, variant, threads = request["load"]
         engine.load(Path(models), variant, threads)
         return {"load_s": time.perf_counter() - begin}
+    for action in ("score", "train"):
+        if action in request:
+            value = getattr(engine, action)(request[action])
+            return {"seconds": time.perf_counter() - begin, "value": value, **memory()}
     times, ids = engine.generate(request["generate"], request["n"])
     if len(times) != request["n"] or any(len(row) != request["n"] for row in ids):
         raise RuntimeError(f"expected {request['n']} tokens; got times of {len(times)} and rows of {[*map(len, ids)]}")
