@@ -32,8 +32,16 @@ class Figures:
     confusion: list[list[int]]
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> tuple[list[Tensor], int]:
-    """The ids of each text (n,) int64 with the end-of-text token, and how many lost their end to fit `limit` tokens."""
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], limit: int, *, encoder: bool = False
+) -> tuple[list[Tensor], int]:
+    """The ids of each text (n,) int64 with the end-of-text token, and how many lost their end to fit `limit` tokens.
+
+    For an encoder they stand between the tokens that the tokenizer puts around a text.
+    """
+    if encoder:
+        whole = [(tokenizer.encode_whole(text, limit), len(tokenizer.encode_whole(text))) for text in texts]
+        return [torch.tensor(ids) for ids, _ in whole], sum(n > limit for _, n in whole)
     if tokenizer.eos_id is None:
         raise ModelError(f"the tokenizer has no {END_OF_TEXT} entry, which a classifier reads at the end")
     encodings = tokenizer.backend.encode_batch_fast(list(texts), add_special_tokens=False)

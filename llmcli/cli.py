@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "finetune": ("llmcli.commands.finetune", "Continue training a model, on texts or examples."),
     "evaluate": ("llmcli.commands.evaluate", "Compare what a model writes with what it should have written."),
     "classify": ("llmcli.commands.classify", "Label texts with a model that was fine-tuned for it."),
+    "fill-mask": ("llmcli.commands.fill_mask", "Fill in the masked tokens of texts with an encoder."),
+    "embed": ("llmcli.commands.embed", "Turn texts into vectors with an encoder."),
     "quantize": ("llmcli.commands.quantize", "Save a model in 8 or 4 bits."),
     "bench": ("llmcli.commands.bench", "Measure prefill, decode and single operators."),
     "data": ("llmcli.commands.data", "Make training data ready: normalise, filter, drop duplicates."),

@@ -26,7 +26,7 @@ from llmcli.loading import CLASSIFIES, Loaded
 from llmcli.lora import LoRA
 from llmcli.loss import IGNORED
 from llmcli.models import model_class
-from llmcli.nn.classifier import Classifier
+from llmcli.nn.classifier import classifier
 from llmcli.training import DROPOUTS, Trainer
 
 Item = TypeVar("Item")
@@ -111,7 +111,7 @@ def prepare(decoder: Any, adapters: LoRA | None, labels: Sequence[str] | None, s
         lora.attach(decoder, adapters, seed)
     model: Any = decoder
     if labels is not None:
-        model = Classifier(decoder, len(labels)).initialize_head(torch.Generator().manual_seed(seed))
+        model = classifier(decoder, len(labels)).initialize_head(torch.Generator().manual_seed(seed))
         model.to(next(decoder.parameters()).device)
 
     def export() -> dict[str, Tensor]:
@@ -136,12 +136,17 @@ def label_names(training: Sequence[Labelled], held: Sequence[Labelled]) -> list[
     return labels
 
 
-def class_rows(ids: Sequence[Tensor], numbers: Sequence[int]) -> list[Row]:
-    """Texts (n,) and the numbers of their classes, which are the targets of the last tokens."""
+def class_rows(ids: Sequence[Tensor], numbers: Sequence[int], *, encoder: bool = False) -> list[Row]:
+    """Texts (n,) and the numbers of their classes, which are the targets of the last tokens.
+
+    For an encoder, which must know where a text ends, the last token stands there as ~id.
+    """
     rows = []
     for tokens, number in zip(ids, numbers, strict=True):
         targets = torch.full_like(tokens, IGNORED)
         targets[-1] = number
+        if encoder:
+            tokens = torch.cat([tokens[:-1], ~tokens[-1:]])
         rows.append(Row(tokens, targets))
     return rows
 

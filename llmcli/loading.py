@@ -19,7 +19,7 @@ from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
 from llmcli.nn import quantized
-from llmcli.nn.classifier import Classifier
+from llmcli.nn.classifier import classifier as add_classifier
 from llmcli.nn.linear import Linear
 from llmcli.ops import registry
 from llmcli.tokenizer import Tokenizer
@@ -36,6 +36,7 @@ HELD = 32 << 20  # bytes of a file's pages in memory beside the packed weights
 USES = {
     "decoder": "use 'llmcli generate', 'perplexity' or 'score'",
     "encoder-decoder": "use 'llmcli generate', 'finetune' or 'evaluate' on prompts with completions",
+    "encoder": "use 'llmcli fill-mask', 'embed', or 'finetune --task classify' and 'classify'",
 }
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -105,7 +106,7 @@ def load(
 
     pack lays the matrices out for the CPU kernels, for inference; training needs pack=False. quantize brings them to
     "int8" or "int4", which a checkpoint may also be already. `kinds` are those that the caller can use: "decoder",
-    "encoder-decoder", "encoder". With `classifier` the model is a `Classifier` of
+    "encoder-decoder", "encoder". With `classifier` the model is one of
     Loaded.labels. `changes` replace keys of config.json for the model, such as its dropout, and not in Loaded.config.
     Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
     """
@@ -140,7 +141,7 @@ def load(
             with torch.device("meta"):
                 model = model_cls(model_config)
                 if labels is not None:
-                    model = Classifier(model, len(labels))
+                    model = add_classifier(model, len(labels))
         except (RuntimeError, TypeError) as error:  # torch's words for sizes, or products of them, beyond 64 bits
             raise ModelError(f"{path}: config.json asks for tensors that no machine holds") from error
         renamed = model.rename(weights)

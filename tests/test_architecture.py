@@ -32,6 +32,7 @@ FLOORS = {
     "generation": 6,
     "scoring": 6,
     "classification": 6,
+    "encoding": 6,
     "loading": 5,
     "examples": 5,
     "hub": 4,

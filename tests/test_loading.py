@@ -125,7 +125,7 @@ def test_imports_stay_light(tiny_gpt2: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' in config.json is not supported; expected one of: gpt2"),
+        ({"model_type": "mamba"}, "model_type 'mamba' in config.json is not supported; expected one of: bert"),
         ({"model_type": None}, "model_type None in config.json is not supported"),
         ({"activation_function": "mish"}, "activation_function 'mish' is not supported"),
         ({"n_embd": 64}, "wte.weight has shape [320, 32]; config.json asks for [320, 64]"),

@@ -47,7 +47,7 @@ def command(
     """
     if not files and terminal.stdin_is_terminal():
         raise InputError("expected texts, got none; name files, or pipe a text per line ('-' is stdin)")
-    loaded = choice.load(classifier=True)
+    loaded = choice.load(kinds=("decoder", "encoder"), classifier=True)
     lines = (text for path in files or ("-",) for text in texts(path, encoding_errors))
     results = []
     with terminal.open_output(output) as out, Progress("classifying", unit="texts") as progress:
@@ -83,7 +83,7 @@ def answers(loaded: Loaded, lines: Iterator[str], batch_size: int) -> Iterator[d
 
     limit = loaded.model.config.n_positions
     while batch := list(islice(lines, batch_size)):
-        rows, n_cut = classification.encode(loaded.tokenizer, batch, limit)
+        rows, n_cut = classification.encode(loaded.tokenizer, batch, limit, encoder=loaded.model.KIND == "encoder")
         if n_cut:
             terminal.note(f"warning: {n_cut} texts lost their end: this model reads {limit} tokens")
         for block in classification.probabilities(loaded.model, rows, batch_size=batch_size, device=loaded.device):

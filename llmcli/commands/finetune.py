@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llmcli.lora import LoRA
 
 RATE, LORA_RATE = 3e-4, 2e-3
-KINDS = {"lm": WRITES, "classify": ("decoder",)}  # of models that can learn a task
+KINDS = {"lm": WRITES, "classify": ("decoder", "encoder")}  # of models that can learn a task
 FIGURES = ("precision", "recall", "f1")
 
 

@@ -86,11 +86,13 @@ def classes(
     labels = finetuning.label_names(given, held)
     ctx_size = finetuning.context(loaded, flags["ctx_size"])
 
+    encoder = loaded.model.KIND == "encoder"
+
     def rows(some: list[examples.Labelled]) -> list[Row]:
-        ids, n_cut = classification.encode(loaded.tokenizer, [one.text for one in some], ctx_size)
+        ids, n_cut = classification.encode(loaded.tokenizer, [one.text for one in some], ctx_size, encoder=encoder)
         if n_cut:
             terminal.note(f"{n_cut} of {len(some)} texts lost their end: over {ctx_size} tokens")
-        return finetuning.class_rows(ids, [labels.index(one.label) for one in some])
+        return finetuning.class_rows(ids, [labels.index(one.label) for one in some], encoder=encoder)
 
     validation = batches.held_out_rows(rows(held), sum(len(one.text.encode()) for one in held)) if held else None
     every = batches.Rows(rows(given), flags["seed"])

@@ -14,6 +14,8 @@ from typing import Any
 from llmcli.errors import ModelError
 
 MODELS = {
+    "bert": "llmcli.models.bert:Bert",
+    "camembert": "llmcli.models.bert:Bert",
     "gpt2": "llmcli.models.gpt2:GPT2",
     "llama": "llmcli.models.llama:Llama",
     "lstm": "llmcli.models.lstm:LSTM",
@@ -21,7 +23,9 @@ MODELS = {
     "mt5": "llmcli.models.t5:T5",
     "qwen2": "llmcli.models.llama:Llama",
     "qwen3": "llmcli.models.llama:Llama",
+    "roberta": "llmcli.models.bert:Bert",
     "t5": "llmcli.models.t5:T5",
+    "xlm-roberta": "llmcli.models.bert:Bert",
 }
 
 

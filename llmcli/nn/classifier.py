@@ -1,4 +1,4 @@
-"""A classification head on any decoder: class logits from the last token of a text, which has read all of it."""
+"""Classification heads: on a decoder's last token, which has read all of a text, or on an encoder's first."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from torch import Tensor, nn
 
 from llmcli.nn.linear import Linear
 
+
+def classifier(model: Any, n_labels: int) -> Classifier | EncoderClassifier:
+    """The head that fits the kind of a model."""
+    return (EncoderClassifier if model.KIND == "encoder" else Classifier)(model, n_labels)
+
+
 HEAD = "score.weight"  # the name in a checkpoint, as in transformers' models for sequence classification
 
 
 class Classifier(nn.Module):
     """A decoder, whose `hidden(ids)` gives (B,T,C), and a matrix from C to N classes, without bias."""
+
+    KIND = "decoder"
 
     def __init__(self, decoder: Any, n_labels: int) -> None:
         super().__init__()
@@ -55,3 +63,64 @@ class Classifier(nn.Module):
         """The parameters under those names, for saving: the inverse of `rename`."""
         weights: dict[str, Tensor] = self.decoder.checkpoint()
         return weights | {HEAD: self.score.weight}
+
+
+class EncoderClassifier(nn.Module):
+    """An encoder, whose `encode(ids, lengths)` gives (B,T,C), a tanh layer and a matrix from C to N classes."""
+
+    KIND = "encoder"
+
+    def __init__(self, encoder: Any, n_labels: int) -> None:
+        super().__init__()
+        self.encoder, self.config = encoder, encoder.config
+        encoder.drop_head()
+        self.dense = Linear(encoder.config.n_embd, encoder.config.n_embd)
+        self.out = Linear(encoder.config.n_embd, n_labels)
+
+    @torch.no_grad()
+    def initialize_head(self, generator: torch.Generator) -> EncoderClassifier:
+        """Fill the head's weights for training; the encoder keeps those it has."""
+        for layer in (self.dense, self.out):
+            layer.weight.normal_(0.0, 0.02, generator=generator)
+            layer.bias.zero_()
+        return self
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The logits of a text at every position, for training: ids (B,T) → (B,T,N).
+
+        The last token of a row stands there as ~id; what comes behind it is padding.
+        """
+        lengths = (ids < 0).int().argmax(1) + 1
+        logits = self.classify(torch.where(ids < 0, ~ids, ids), lengths)
+        return logits[:, None].expand(-1, ids.shape[1], -1).contiguous()
+
+    def classify(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Logits of whole texts: ids (B,T), right-padded to lengths (B,) → (B,N).
+
+        A row's bits depend neither on the other rows nor on the padding.
+        """
+        first = self.encoder.encode(ids, lengths)[:, 0]
+        logits: Tensor = self.out(torch.tanh(self.dense(first)))
+        return logits
+
+    def pack(self) -> EncoderClassifier:
+        """Nothing beyond the linear layers, each of which is packed as it is loaded."""
+        return self
+
+    def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names of transformers' model for sequence classification → this module's, without copying."""
+        rest, head = dict.fromkeys(weights), {}
+        for ours, theirs in zip(("dense", "out"), self.encoder.classifier_names(), strict=True):
+            for leaf in ("weight", "bias"):
+                if rest.pop(f"{theirs}.{leaf}", 0) is None:
+                    head[f"{ours}.{leaf}"] = weights[f"{theirs}.{leaf}"]
+        renamed = self.encoder.rename({name: weights[name] for name in rest})
+        return {f"encoder.{name}": tensor for name, tensor in renamed.items()} | head
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The parameters under those names, for saving: the inverse of `rename`."""
+        weights: dict[str, Tensor] = self.encoder.checkpoint()
+        dense, out = self.encoder.classifier_names()
+        for theirs, layer in ((dense, self.dense), (out, self.out)):
+            weights |= {f"{theirs}.weight": layer.weight, f"{theirs}.bias": layer.bias}
+        return weights

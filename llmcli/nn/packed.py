@@ -30,6 +30,7 @@ class PackedModel(nn.Module, ABC):
     config: Any
     lm_head: Linear
     quantized: str | None = None  # "int8" or "int4"
+    headless = False  # True of a model that has no use for a vocabulary projection
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,14 +46,15 @@ class PackedModel(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
-        if self._own_head() is None:
+        if self._own_head() is None and not self.headless:
             self._packed_head = linear_pack(self.tokens.detach())
         return self
 
     def quantize(self, kind: str) -> PackedModel:
         """Bring every matrix to 8 or 4 bits ("int8", "int4"), once; from now on the model only runs forward.
 
-        Embeddings, positions, norms and biases stay as they are; a tied head gets a matrix of its own.
+        Embeddings, positions, norms and biases stay as they are; a tied head gets a matrix of its own, but
+        for an encoder, which multiplies by it at few positions.
         Raises ModelError for a matrix that has NaN, infinity or a group of zeros.
         """
         self.quantized = kind
@@ -62,7 +64,7 @@ class PackedModel(nn.Module, ABC):
 
     def matrices(self) -> list[tuple[str, Linear]]:
         """What `quantize` changes, by name: the linear layers, among them a head of its own for a tied one."""
-        if self._own_head() is None:
+        if self._own_head() is None and self.KIND != "encoder":
             self.lm_head = Linear(self.tokens.shape[1], self.config.vocab_size, bias=False)
             self.lm_head.register_parameter("weight", self.tokens)  # type: ignore[arg-type]
         return [(name, layer) for name, layer in self.named_modules() if isinstance(layer, Linear)]

@@ -17,6 +17,11 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SIZES["mt5"] = SIZES["t5"]
+SIZES["bert"] = {
+    "vocab_size": 320, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 88,
+    "max_position_embeddings": 130, "initializer_range": 0.25,
+}  # fmt: skip
+SIZES["roberta"] = {**SIZES["bert"], "type_vocab_size": 1, "pad_token_id": 1}
 
 
 @dataclass(frozen=True)
