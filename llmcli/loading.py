@@ -27,6 +27,7 @@ from llmcli.tokenizer import Tokenizer
 __all__ = ["ALIASES", "DEFAULT", "Loaded", "find", "load", "read_config", "sha256"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
 
 CLASSIFIES = "ForSequenceClassification"  # how the architecture's name ends in the config.json of a classifier
 
@@ -56,6 +57,7 @@ class Loaded:
     repetition_penalty: float = 1.0  # what the model's generation_config.json advises
     labels: Sequence[str] = ()  # of a classifier
     quantized: str | None = None  # "int8" or "int4"
+    cache_dtype: torch.dtype | None = None  # what the cache of keys and values holds, where that is not dtype
 
     @property
     def answers(self) -> bool:
@@ -73,6 +75,7 @@ class Loaded:
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantized": self.quantized,
+            "cache_dtype": str(self.cache_dtype or self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "kernels": registry.build_info().get("isa", "torch"),
             "model_sha256": self.sha256(),
@@ -99,15 +102,17 @@ def load(
     kinds: Collection[str] = ("decoder",),
     classifier: bool = False,
     quantize: str | None = None,
+    cache_dtype: str = "auto",
     changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """A directory, file, hub id or alias → a model in eval mode and its tokenizer.
 
     pack lays the matrices out for the CPU kernels, for inference; training needs pack=False. quantize brings them to
-    "int8" or "int4", which a checkpoint may also be already. `kinds` are those that the caller can use: "decoder",
-    "encoder-decoder", "encoder". With `classifier` the model is one of
-    Loaded.labels. `changes` replace keys of config.json for the model, such as its dropout, and not in Loaded.config.
+    "int8" or "int4", which a checkpoint may also be already; cache_dtype, "auto" or one of CACHE_DTYPES, is what the
+    cache of keys and values holds. `kinds` are those that the caller can use: "decoder", "encoder-decoder", "encoder".
+    With `classifier` the model is one of Loaded.labels. `changes` replace keys of config.json for the model,
+    such as its dropout, and not in Loaded.config.
     Raises ModelError for files that are missing or malformed, ResourceError for a device that is not there.
     """
     path = find(spec, offline=offline)
@@ -157,6 +162,7 @@ def load(
             elif pack:
                 layer.pack()
 
+        held = set_cache_dtype(model, cache_dtype, chosen)
         _assign(model, renamed, chosen, where, settle, path, progress, weights.release if pack else None)
         if narrow:
             model.quantize(narrow)
@@ -171,7 +177,22 @@ def load(
             f"{model.config.vocab_size}: the files belong to different models"
         )
     advised = _advised_penalty(path if path.is_dir() else path.parent)
-    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where, advised, labels or (), narrow)
+    return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where, advised, labels or (), narrow, held)
+
+
+def set_cache_dtype(model: Any, name: str, dtype: torch.dtype) -> torch.dtype | None:
+    """Let the model's cache hold what a flag names; None where that is `dtype`, the activations' own type.
+
+    Raises InputError for a model that has no such choice.
+    """
+    held = dtype if name == "auto" else CACHE_DTYPES[name]
+    if held is dtype:
+        return None
+    if not getattr(model, "CACHES_KEYS", False):
+        kind = type(model).__name__
+        raise InputError(f"--cache-dtype {name}: {kind} models have no cache to choose a type for; leave it out")
+    model.cache_dtype = held
+    return held
 
 
 def _advised_penalty(directory: Path) -> float:

@@ -10,9 +10,11 @@
 //
 // Work: a tile of kAttentionRows rows walks over the blocks; K and V are packed once per head and thread, all
 // else stays in cache. Few rows and many keys (decoding): an item is one block, and a second pass merges.
+// A cache (attention_cache.h) holds its blocks as the products read them and gives the same bits.
 // Traffic: K and V once per tile, so from memory once per group when decoding; q and out once.
 #pragma once
 #include "attention_tile.h"
+#include "attention_cache.h"
 #include "attention_block.h"
 
 namespace llmcli::cpu::LLMCLI_ISA {
@@ -42,7 +44,7 @@ void attention_close(const AttentionArgs& a, const AttentionTile<P>& t) {
 
 // Item order: the tiles of a key/value head from both ends, so that contiguous ranges of items cost the same
 // although causal tiles grow.
-template <class P, typename T>
+template <class P, typename T, class Keys>
 void attention_items(const AttentionArgs& a, int64_t begin, int64_t end, void* scratch) {
   AttentionTile<P> t(a, scratch);
   const int64_t tiles = attention_tiles(a);
@@ -53,7 +55,7 @@ void attention_items(const AttentionArgs& a, int64_t begin, int64_t end, void* s
     t.next_head = t.g;
     for (int64_t j = 0; j < blocks; ++j) {
       t.next_block = j + 1;
-      attention_block<P, T>(a, t, j);
+      attention_block<P, Keys>(a, t, j);
     }
     attention_close<P, T>(a, t);
   }
@@ -62,7 +64,7 @@ void attention_items(const AttentionArgs& a, int64_t begin, int64_t end, void* s
 // Split over blocks, first pass: item ((b * blocks + j) * tiles + tile) * G + g leaves its partial result:
 // what the tile's running result is after this block alone. A partial is kAttentionRows maxima, as many sums,
 // then o.
-template <class P, typename T>
+template <class P, typename T, class Keys>
 void attention_split_items(const AttentionArgs& a, int64_t begin, int64_t end, void* scratch) {
   AttentionTile<P> t(a, scratch);
   const int64_t tiles = attention_tiles(a), blocks = attention_blocks(a);
@@ -74,7 +76,7 @@ void attention_split_items(const AttentionArgs& a, int64_t begin, int64_t end, v
     if (j >= t.blocks()) continue;
     t.next_head = g + 1 < a.G ? g + 1 : 0;
     t.next_block = g + 1 < a.G ? j : j + 1;
-    attention_block<P, T>(a, t, j);
+    attention_block<P, Keys>(a, t, j);
     for (int64_t r = 0; r < t.rows; r += N) {
       store(partial + r, load(t.top + r));
       store(partial + kAttentionRows + r, load(t.sum + r));
@@ -103,18 +105,33 @@ void attention_merge_items(const AttentionArgs& a, int64_t begin, int64_t end, v
   }
 }
 
-template <typename T>
-void attention_pass(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
-  using P = typename ProductOf<T>::type;
+template <class P, typename T, class Keys>
+void attention_pass_of(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end,
+                       void* scratch) {
   [[maybe_unused]] typename P::Session session;
   switch (pass) {
     case AttentionPass::whole:
-      return attention_items<P, T>(a, begin, end, scratch);
+      return attention_items<P, T, Keys>(a, begin, end, scratch);
     case AttentionPass::split:
-      return attention_split_items<P, T>(a, begin, end, scratch);
+      return attention_split_items<P, T, Keys>(a, begin, end, scratch);
     case AttentionPass::merge:
       return attention_merge_items<P, T>(a, begin, end, scratch);
   }
+}
+
+// Whether bfloat16 operands hold queries, keys and values exactly.
+inline bool attention_narrow(const AttentionArgs& a) {
+  return a.dtype == DType::bf16 &&
+         (!a.cache || a.cache_type == CacheType::bf16 || a.cache_type == CacheType::i8);
+}
+
+template <typename T>
+void attention_pass(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
+  using P = typename ProductOf<T>::type;
+  if (!a.cache) return attention_pass_of<P, T, StridedKeys<T>>(a, pass, begin, end, scratch);
+  if (a.dtype == DType::bf16 && !attention_narrow(a))
+    return attention_pass_of<WideProduct, T, CachedKeys>(a, pass, begin, end, scratch);
+  attention_pass_of<P, T, CachedKeys>(a, pass, begin, end, scratch);
 }
 
 inline void attention(const AttentionArgs& a, AttentionPass pass, int64_t begin, int64_t end, void* scratch) {
@@ -129,8 +146,8 @@ inline void attention(const AttentionArgs& a, AttentionPass pass, int64_t begin,
 }
 
 inline int64_t attention_scratch(const AttentionArgs& a) {
-  return a.dtype == DType::bf16 ? AttentionTile<ProductOf<bf16>::type>::bytes(a)
-                                : AttentionTile<WideProduct>::bytes(a);
+  return attention_narrow(a) ? AttentionTile<ProductOf<bf16>::type>::bytes(a)
+                             : AttentionTile<WideProduct>::bytes(a);
 }
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

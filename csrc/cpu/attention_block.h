@@ -29,10 +29,11 @@ LLMCLI_INLINE void attention_bias(const AttentionArgs& a, float* to, int64_t b, 
 }
 
 // Weights of one row in place of its scores, n visible of `width` (padded, n <= width).
-// Scores are in units of 1 / unit; afterwards `top` and the weights are in units of log2.
+// Scores are in units of 1 / unit; afterwards `top` and the weights are in units of log2. What multiplies the
+// values is a weight times its value's scale, where there are any.
 template <class P>
 LLMCLI_INLINE void attention_weights(const float* s, typename P::Element* p, int64_t n, int64_t width,
-                                     float unit, float* block_top, float* block_sum) {
+                                     float unit, const float* scale, float* block_top, float* block_sum) {
   F high = set(-INFINITY);
   int64_t i = 0;
   for (; i + N <= n; i += N) high = max(high, load(s + i));
@@ -44,12 +45,12 @@ LLMCLI_INLINE void attention_weights(const float* s, typename P::Element* p, int
   for (i = 0; i + N <= n; i += N) {
     const F w = exp2(fma(load(s + i), set(unit), set(shift)));
     sum = add(sum, w);
-    P::store(p + i, w);
+    P::store(p + i, scale ? mul(w, load(scale + i)) : w);
   }
   if (i < n) {
     const F w = exp2(fma(last, set(unit), set(shift)));
     sum = add(sum, w);
-    P::store(p + i, w);
+    P::store(p + i, scale ? mul(w, load_n(scale + i, n - i)) : w);
     i += N;
   }
   for (; i < width; i += N) {
@@ -58,18 +59,6 @@ LLMCLI_INLINE void attention_weights(const float* s, typename P::Element* p, int
   }
   *block_top = n > 0 ? top : -INFINITY;
   *block_sum = reduce_add(sum);
-}
-
-// Whether elements [0, n) of every row are finite.
-template <typename T>
-LLMCLI_INLINE bool all_finite(const T* x, int64_t stride, int64_t rows, int64_t n) {
-  F sum = zero();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < n; i += N) {
-      const F y = n - i >= N ? load(x + r * stride + i) : load_n(x + r * stride + i, n - i);
-      sum = fma(y, zero(), sum);
-    }
-  return reduce_add(sum) == 0.0f;
 }
 
 // A step multiplies kPair values at once: makes the packed ones from n to the end of its step zero.
@@ -95,35 +84,30 @@ LLMCLI_INLINE void attention_merge_factors(AttentionTile<P>& t, const float* blo
   }
 }
 
-LLMCLI_INLINE void attention_merge(float* o, F block, float keep, float take) {
-  store(o, fma(block, set(take), mul(load(o), set(keep))));
-}
-
-// scores[row][key] = A * B for `rows` rows. A depth above 64 is summed in parts: shorter chains of roundings;
-// a matrix unit sums in short chains by itself.
+// scores[row][key] = A * B for `rows` rows, B in panels of `width` columns. A depth above 64 is summed in
+// parts: shorter chains of roundings; a matrix unit sums in short chains by itself.
 template <class P>
 LLMCLI_INLINE void attention_products(float* scores, int64_t rows, const typename P::Element* a,
                                       int64_t a_stride, const typename P::Element* b, int64_t vectors,
-                                      int64_t depth) {
+                                      int64_t depth, int64_t width = kPanel) {
   if constexpr (P::kUnit > P::kPair)
-    return P::store_tile(rows, a, a_stride, b, kPanel * P::kPair, vectors, (depth + 1) / 2, scores,
+    return P::store_tile(rows, a, a_stride, b, width * P::kPair, vectors, (depth + 1) / 2, scores,
                          kAttentionBlock);
   constexpr int64_t kPart = 64;
   for (int64_t d = 0; d < depth; d += kPart) {
     const int64_t part = depth - d < kPart ? depth - d : kPart;
-    tile<P>(rows, a + d, a_stride, b + d * kPanel, kPanel * P::kPair, vectors,
-            (part + P::kPair - 1) / P::kPair, [&](int64_t i, int64_t u, F x) __attribute__((always_inline)) {
+    tile<P>(rows, a + d, a_stride, b + d * width, width * P::kPair, vectors, (part + P::kPair - 1) / P::kPair,
+            [&](int64_t i, int64_t u, F x) __attribute__((always_inline)) {
               float* y = scores + i * kAttentionBlock + u * N;
               store(y, d == 0 ? x : add(load(y), x));
             });
   }
 }
 
-// Merges block j into the running result of a tile.
-template <class P, typename T>
+// Merges block j of Keys (StridedKeys, CachedKeys) into the running result of a tile.
+template <class P, class Keys>
 void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
   const int64_t key = j * kAttentionBlock;
-  const T* v = static_cast<const T*>(a.v) + t.b * a.v_b + t.g * a.v_g + key * a.v_s;
   for (int64_t r = 0; r < t.rows; ++r) {
     const int64_t n = t.limit[r] - key;
     t.seen[r] = static_cast<int32_t>(n < 0 ? 0 : n < kAttentionBlock ? n : kAttentionBlock);
@@ -131,43 +115,57 @@ void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
   const int64_t most = t.seen[t.rows - 1], least = t.seen[0];
   const auto end_of = [&t](int64_t r) { return r + P::kRows < t.rows ? r + P::kRows : t.rows; };
 
-  const AttentionBlock<P> block = attention_pack<P, T>(a, t, j);
-  for (int64_t c = 0; c < most; c += kPanel) {
+  const AttentionBlock<P> block = Keys::template block<P>(a, t, j);
+  if (!block.k) {
+    Keys::template direct<P>(
+        a, [&](auto* e) { cached_scores<P, std::remove_pointer_t<decltype(e)>>(a, t, j, most); });
+  }
+  for (int64_t c = 0; block.k && c < most; c += kPanel) {
     const int64_t n = most - c < kPanel ? most - c : kPanel;
     for (int64_t r = 0; r < t.rows; r = end_of(r)) {
       const int64_t visible = t.seen[end_of(r) - 1] - c;
       if (visible <= 0) continue;
       const int64_t vectors = ((visible < n ? visible : n) + N - 1) / N;
       attention_products<P>(t.s + r * kAttentionBlock + c, end_of(r) - r, t.q + r * t.depth, t.depth,
-                            block.k + c * t.depth, vectors, a.D);
+                            block.keys(c), vectors, a.D, block.width);
     }
   }
 
+  Keys::template fetch<P>(a, t, j);
   // A scale of zero or less would turn the mask or the maximum around: scale the scores first.
   const bool scaled = a.bias != nullptr || !(a.scale > 0.0f);
   const F unit = set(a.scale * kLog2e);
   for (int64_t r = 0; r < t.rows; ++r) {
     float* s = t.s + r * kAttentionBlock;
     const int64_t n = t.seen[r], width = padded<P>(t.seen[end_of(r / P::kRows * P::kRows) - 1]);
+    if (block.k_scale)
+      for (int64_t i = 0; i < n; i += N) store(s + i, mul(load(s + i), load(block.k_scale + i)));
     if (scaled) {
       if (a.bias) attention_bias(a, t.bias, t.b, t.h_of(r), t.t_of(r), key, n);
       for (int64_t i = 0; i < n; i += N)
         store(s + i, a.bias ? fma(load(s + i), unit, load(t.bias + i)) : mul(load(s + i), unit));
     }
-    attention_weights<P>(s, t.p + r * t.kWeights, n, width, scaled ? 1.0f : a.scale * kLog2e, t.block_top + r,
-                         t.block_sum + r);
+    attention_weights<P>(s, t.p + r * t.kWeights, n, width, scaled ? 1.0f : a.scale * kLog2e, block.v_scale,
+                         t.block_top + r, t.block_sum + r);
   }
   attention_merge_factors(t, t.block_top, t.block_sum);
 
   // A zero weight does not hide an infinite or NaN value: such rows of V, to the end of a step, are dropped
   // for those who do not see them, one query row at a time.
-  const int64_t step = round_up(most, P::kUnit), past = step < t.keys - key ? step : t.keys - key;
-  const bool together = least >= past || all_finite(v + least * a.v_s, a.v_s, past - least, a.D);
+  const bool together = Keys::template finite<P>(a, t, j, least, round_up(most, P::kUnit));
+  const typename P::Element* const v =
+      together || P::kPair == 1 ? block.v : Keys::template own<P>(t, j, block);
   for (int64_t end = t.rows; end > 0;) {
     const int64_t r = together ? (end - 1) / P::kRows * P::kRows : end - 1;
     const int64_t n = t.seen[end - 1];
     if (!together && P::kPair > 1) attention_hide<P>(t, j, n);
-    tile<P>(end - r, t.p + r * t.kWeights, t.kWeights, block.v, block.v_stride, t.columns / N,
+    if (!block.k) {
+      Keys::template direct<P>(
+          a, [&](auto* e) { cached_sums<P, std::remove_pointer_t<decltype(e)>>(a, t, j, r, end - r, n); });
+      end = r;
+      continue;
+    }
+    tile<P>(end - r, t.p + r * t.kWeights, t.kWeights, v, block.v_stride, t.columns / N,
             (n + P::kPair - 1) / P::kPair, [&](int64_t i, int64_t u, F sum) __attribute__((always_inline)) {
               attention_merge(t.o + (r + i) * t.columns + u * N, sum, t.keep[r + i], t.take[r + i]);
             });

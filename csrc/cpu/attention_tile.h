@@ -106,6 +106,10 @@ void attention_open(const AttentionArgs& a, AttentionTile<P>& t, int64_t b, int6
   for (int64_t i = 0; i < t.rows * t.columns; i += N) store(t.o + i, zero());
 }
 
+LLMCLI_INLINE void attention_merge(float* o, F block, float keep, float take) {
+  store(o, fma(block, set(take), mul(load(o), set(keep))));
+}
+
 // Starts loading N keys and values that come later, a few lines at a time, so that they come while the
 // arithmetic goes on. Where a head's keys lie one after the other: all elements of those kAttentionAhead
 // after key j * kAttentionBlock + c, in the order of memory, which sets the hardware's own prefetching going.
@@ -132,11 +136,40 @@ LLMCLI_INLINE void attention_fetch(const AttentionArgs& a, const AttentionTile<P
 template <class P>
 struct AttentionBlock {
   const typename P::Element *k, *v;
-  int64_t v_stride;  // elements per step
+  int64_t v_stride;                                    // elements per step
+  int64_t width, depth;                                // columns and padded depth of a panel of k
+  const float *k_scale = nullptr, *v_scale = nullptr;  // one per key, of scores and of weights
+
+  const typename P::Element* keys(int64_t c) const {
+    return k + c / width * width * depth + c % width * P::kPair;
+  }
 };
 
-template <class P, typename T>
-LLMCLI_INLINE AttentionBlock<P> attention_pack(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
+// Keys and values of T that lie by strides.
+template <typename T>
+struct StridedKeys {
+  template <class P>
+  static LLMCLI_INLINE AttentionBlock<P> block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j);
+  // Whether the values from row `begin` to the end of a step are finite.
+  template <class P>
+  static LLMCLI_INLINE bool finite(const AttentionArgs& a, const AttentionTile<P>& t, int64_t j,
+                                   int64_t begin, int64_t end);
+  template <class P, class Call>
+  static LLMCLI_INLINE void direct(const AttentionArgs&, const Call&) {}
+  template <class P>
+  static LLMCLI_INLINE void fetch(const AttentionArgs&, const AttentionTile<P>&, int64_t) {}
+  // Values that may be changed.
+  template <class P>
+  static LLMCLI_INLINE const typename P::Element* own(const AttentionTile<P>&, int64_t,
+                                                      const AttentionBlock<P>& block) {
+    return block.v;
+  }
+};
+
+template <typename T>
+template <class P>
+LLMCLI_INLINE AttentionBlock<P> StridedKeys<T>::block(const AttentionArgs& a, AttentionTile<P>& t,
+                                                      int64_t j) {
   const int64_t slot = t.shared ? j : 0, key = j * kAttentionBlock;
   auto* const k = t.k + slot * kAttentionBlock * t.depth;
   auto* const v = t.v + slot * kAttentionBlock * t.columns;
@@ -162,8 +195,29 @@ LLMCLI_INLINE AttentionBlock<P> attention_pack(const AttentionArgs& a, Attention
     if (!in_place) P::pack_depths(v, t.columns, values, a.v_s, n, a.D);
     if (t.shared && !in_place) t.packed = j + 1;
   }
-  if (in_place) return {k, reinterpret_cast<const typename P::Element*>(values), a.v_s};
-  return {k, v, t.columns * P::kPair};
+  if (in_place) return {k, reinterpret_cast<const typename P::Element*>(values), a.v_s, kPanel, t.depth};
+  return {k, v, t.columns * P::kPair, kPanel, t.depth};
+}
+
+// Whether elements [0, n) of every row are finite.
+template <typename T>
+LLMCLI_INLINE bool all_finite(const T* x, int64_t stride, int64_t rows, int64_t n) {
+  F sum = zero();
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < n; i += N) {
+      const F y = n - i >= N ? load(x + r * stride + i) : load_n(x + r * stride + i, n - i);
+      sum = fma(y, zero(), sum);
+    }
+  return reduce_add(sum) == 0.0f;
+}
+
+template <typename T>
+template <class P>
+LLMCLI_INLINE bool StridedKeys<T>::finite(const AttentionArgs& a, const AttentionTile<P>& t, int64_t j,
+                                          int64_t begin, int64_t end) {
+  const int64_t key = j * kAttentionBlock, past = end < t.keys - key ? end : t.keys - key;
+  const T* const v = static_cast<const T*>(a.v) + t.b * a.v_b + t.g * a.v_g + key * a.v_s;
+  return begin >= past || all_finite(v + begin * a.v_s, a.v_s, past - begin, a.D);
 }
 
 }  // namespace llmcli::cpu::LLMCLI_ISA

@@ -16,6 +16,7 @@ LLMCLI_INLINE uint32_t to_bits(float x) {
 }
 
 LLMCLI_INLINE float to_float(float x) { return x; }
+LLMCLI_INLINE float to_float(int8_t x) { return x; }
 LLMCLI_INLINE float to_float(bf16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
 LLMCLI_INLINE float to_float(f16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;

@@ -213,9 +213,11 @@ struct RotaryArgs {
 };
 
 // Attention: q (B,T,H,D), k and v (B,S,G,D) by strides, last dimension contiguous; out (B,T,H,D) and lse
-// (B,H,T) contiguous. See attention.h for passes and items.
+// (B,H,T) contiguous. See attention.h for passes and items. With a cache, k and v are the T newest of S keys,
+// (B,T,G,D), which cache_store puts there; the others are in its blocks, see attention_cache.h.
 struct AttentionArgs {
   const void *q, *k, *v;
+  char* cache;               // null, or the blocks of batch row 0 and head 0
   const void* bias;          // null, or additive, (B,H,T,S) by strides of any value
   const int64_t* k_lengths;  // null, or (B,), each in [0, S]
   void* out;
@@ -224,9 +226,11 @@ struct AttentionArgs {
   int64_t B, T, S, H, G, D;
   int64_t q_b, q_t, q_h, k_b, k_s, k_g, v_b, v_s, v_g;
   int64_t bias_b, bias_h, bias_t, bias_s;
+  int64_t cache_b, cache_g;  // bytes
   float scale;
   bool causal;
   DType dtype, bias_dtype;
+  CacheType cache_type;
 };
 
 // Their gradients: an item is one key/value head of one batch row; out and lse are the forward's.
@@ -245,6 +249,12 @@ inline int64_t attention_tiles(const AttentionArgs& a) {  // of one key/value he
 }
 inline int64_t attention_blocks(const AttentionArgs& a) {
   return (a.S + kAttentionBlock - 1) / kAttentionBlock;
+}
+// Bytes of one block of a cache: elements, and for int8 a scale per key and per value.
+constexpr int64_t cache_width(int64_t D) { return (D + 15) / 16 * 16; }
+constexpr int64_t cache_bytes(CacheType type, int64_t D) {
+  const int64_t size = type == CacheType::f32 ? 4 : type == CacheType::i8 ? 1 : 2;
+  return 2 * kAttentionBlock * (cache_width(D) * size + (type == CacheType::i8 ? 4 : 0));
 }
 // Floats of one partial result; D is rounded up to 16 lanes, the most of any ISA.
 inline int64_t attention_partial(const AttentionArgs& a) {
@@ -272,6 +282,8 @@ struct Kernels {
   void (*rotary)(const RotaryArgs& args, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs& args, AttentionPass pass, int64_t begin, int64_t end, void* scratch);
   int64_t (*attention_scratch)(const AttentionArgs& args);  // bytes, 64-byte aligned, one per thread
+  // Items: heads g of batch rows b, b * G + g; of the new keys and values those of positions [from, to).
+  void (*cache_store)(const AttentionArgs& args, int64_t begin, int64_t end, int64_t from, int64_t to);
   void (*attention_backward)(const AttentionBackwardArgs& args, int64_t begin, int64_t end, void* scratch);
   int64_t (*attention_backward_scratch)(const AttentionArgs& args);
   bool (*elementary)(const char* name, const float* x, float* y, int64_t n);

@@ -24,6 +24,7 @@ const Kernels table = {
     .rotary = rotary,
     .attention = attention,
     .attention_scratch = attention_scratch,
+    .cache_store = cache_store,
     .attention_backward = attention_backward,
     .attention_backward_scratch = attention_backward_scratch,
     .elementary = elementary,

@@ -42,6 +42,12 @@ struct WideProduct {
   static LLMCLI_INLINE F multiply_add(F a, F b, F c) { return fma(a, b, c); }
   static LLMCLI_INLINE void store(float* p, F x) { LLMCLI_ISA::store(p, x); }
 
+  // N columns of two depths, from the first's first column on.
+  static LLMCLI_INLINE void store_rows(float* to, int64_t columns, F low, F high) {
+    LLMCLI_ISA::store(to, low);
+    LLMCLI_ISA::store(to + columns, high);
+  }
+
   // Whether rows of V serve as operand where they lie, for D a multiple of N.
   static constexpr bool in_place(const float*) { return true; }
   template <typename T>

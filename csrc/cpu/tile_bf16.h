@@ -18,6 +18,16 @@ struct BFloat16Product {
   static LLMCLI_INLINE F multiply_add(F a, F b, F c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
   static LLMCLI_INLINE void store(bf16* p, F x) { LLMCLI_ISA::store(p, x); }
 
+  // Pairs out of two depths, exact where the numbers are bfloat16's.
+  static LLMCLI_INLINE F join(F low, F high) {
+    const __m512i odd =
+        _mm512_and_si512(_mm512_castps_si512(high), _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(low), 16), odd));
+  }
+  static LLMCLI_INLINE void store_rows(bf16* to, int64_t, F low, F high) {
+    LLMCLI_ISA::store(reinterpret_cast<float*>(to), join(low, high));
+  }
+
   template <typename T>
   static constexpr bool in_place(const T*) {
     return false;

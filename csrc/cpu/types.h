@@ -5,6 +5,7 @@
 namespace llmcli::cpu {
 
 enum class DType : int { f32, bf16, f16 };
+enum class CacheType : int { f32, bf16, f16, i8 };  // of cached keys and values
 
 struct bf16 {
   uint16_t bits;

@@ -30,6 +30,9 @@ LLMCLI_INLINE __m128i narrow(F x, const f16*) {
 }
 
 LLMCLI_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
+LLMCLI_INLINE F load(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 LLMCLI_INLINE F load(const bf16* p) {
   const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));

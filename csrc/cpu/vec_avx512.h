@@ -36,6 +36,9 @@ LLMCLI_INLINE __m256i narrow(F x, const f16*) {
 }
 
 LLMCLI_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+LLMCLI_INLINE F load(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 template <typename T>
 LLMCLI_INLINE F load(const T* p) {
   return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), p);

@@ -1,51 +1,10 @@
 // llmcli::attention on CPU tensors.
-#include <algorithm>
-#include <memory>
-#include <optional>
 #include <tuple>
 
-#include "binding.h"
+#include "attention.h"
 
 namespace llmcli {
 namespace {
-
-// The tensor itself when its last dimension is contiguous, else a copy.
-Tensor rows_of(const Tensor& x) {
-  return x.size(3) == 1 || x.stride(3) == 1 ? x : torch::stable::contiguous(x);
-}
-
-// Nanoseconds that one key/value head's tile takes over `keys` keys: reading them, and the products.
-double tile_cost(const cpu::AttentionArgs& a, int64_t keys) {
-  const double rows = static_cast<double>(std::min(a.T * (a.H / a.G), cpu::kAttentionRows));
-  return static_cast<double>(keys) * static_cast<double>(a.D) * (0.3 + rows * 0.04);
-}
-
-// A few rows over many keys leave threads idle when an item is a whole tile: then an item is one block of one
-// tile. Worked example: one query of 12 heads over 8,192 keys is 12 items whole, 768 items split. Two threads
-// share the 12 well, if each can read a head from end to end: if its keys lie one after the other.
-bool worth_splitting(const cpu::AttentionArgs& a, double cost) {
-  const int64_t threads = torch::stable::get_num_threads(), items = a.B * a.G * cpu::attention_tiles(a);
-  const int64_t enough = (a.k_s == a.D ? 4 : 8) * threads;
-  return threads > 1 && cpu::attention_tiles(a) == 1 && cpu::attention_blocks(a) > 1 && items < enough &&
-         static_cast<double>(items) * cost > 40000.0;
-}
-
-void run(cpu::AttentionArgs& a) {
-  const cpu::Kernels& kernels = cpu::active();
-  const int64_t bytes = kernels.attention_scratch(a), tiles = a.B * a.G * cpu::attention_tiles(a);
-  const auto pass = [&](cpu::AttentionPass which, int64_t items, double cost) {
-    parallel(items, cost,
-             [&](int64_t begin, int64_t end) { kernels.attention(a, which, begin, end, scratch(bytes)); });
-  };
-  const double cost = tile_cost(a, a.S);
-  if (!worth_splitting(a, cost)) return pass(cpu::AttentionPass::whole, tiles, cost);
-  const int64_t blocks = cpu::attention_blocks(a), items = tiles * blocks;
-  const size_t floats = static_cast<size_t>(items * cpu::attention_partial(a));
-  const std::unique_ptr<float[]> partial(new float[floats]);
-  a.partial = partial.get();
-  pass(cpu::AttentionPass::split, items, tile_cost(a, cpu::kAttentionBlock));
-  pass(cpu::AttentionPass::merge, tiles, static_cast<double>(cpu::attention_partial(a) * blocks) * 0.2);
-}
 
 // Everything but results and dtype checks of bias: q (B,T,H,D), k and v (B,S,G,D), their last dimensions
 // contiguous.
@@ -65,18 +24,7 @@ void describe(cpu::AttentionArgs& a, const Tensor& q, const Tensor& k, const Ten
   a.q = q.const_data_ptr(), a.q_b = q.stride(0), a.q_t = q.stride(1), a.q_h = q.stride(2);
   a.k = k.const_data_ptr(), a.k_b = k.stride(0), a.k_s = k.stride(1), a.k_g = k.stride(2);
   a.v = v.const_data_ptr(), a.v_b = v.stride(0), a.v_s = v.stride(1), a.v_g = v.stride(2);
-  if (bias) {
-    STD_TORCH_CHECK(bias->dim() == 4, "attention: expected a 4-D bias");
-    const int64_t shape[4] = {a.B, a.H, a.T, a.S};
-    int64_t* const strides[4] = {&a.bias_b, &a.bias_h, &a.bias_t, &a.bias_s};
-    for (int i = 0; i < 4; ++i) {
-      STD_TORCH_CHECK(bias->size(i) == 1 || bias->size(i) == shape[i],
-                      "attention: bias does not broadcast to (B,H,T,S)");
-      *strides[i] = bias->size(i) == 1 ? 0 : bias->stride(i);
-    }
-    a.bias = bias->const_data_ptr();
-    a.bias_dtype = dtype_of(*bias, "attention: bias");
-  }
+  if (bias) describe_bias(a, *bias);
   if (k_lengths) {
     STD_TORCH_CHECK(k_lengths->dim() == 1 && k_lengths->size(0) == a.B && k_lengths->is_contiguous() &&
                         k_lengths->scalar_type() == ScalarType::Long,
@@ -103,7 +51,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
   if (out.numel() == 0) return {out, lse};
   a.out = out.mutable_data_ptr();
   a.lse = static_cast<float*>(lse.mutable_data_ptr());
-  run(a);
+  run_attention(a);
   return {out, lse};
 }
 

@@ -1,8 +1,7 @@
 // llmcli::decoder on CPU tensors: a stack of pre-norm blocks and the head after it, for a few rows, in one
 // parallel region. Every phase is a kernel of the table on some of its items, so each row has the bits that
 // the operators one by one would give it.
-#include <algorithm>
-
+#include "cache.h"
 #include "linear.h"
 #include "phases.h"
 #include "rows.h"
@@ -16,6 +15,7 @@ enum Phase : size_t {
   kQkvInput,
   kQkv,
   kRotate,
+  kStore,
   kAttend,
   kMerge,
   kOutInput,
@@ -75,7 +75,7 @@ char* workspace(size_t bytes) {
 
 class Stack {
  public:
-  Stack(const Tensor& x, const Tensor& update, const Tensor& cache, const std::vector<int64_t>& lengths,
+  Stack(const Tensor& x, const Tensor& update, const Tensor& cache, std::vector<int64_t> lengths,
         const std::vector<Tensor>& parts, const std::vector<Tensor>& angles,
         const std::vector<int64_t>& sizes, const std::vector<double>& constants)
       : x_(x),
@@ -84,14 +84,12 @@ class Stack {
         element_(dtype_ == cpu::DType::f32 ? 4 : 2) {
     STD_TORCH_CHECK(x.dim() == 3 && update.sizes() == x.sizes() && update.scalar_type() == x.scalar_type(),
                     "decoder: expected x and update (B,T,C) alike");
-    STD_TORCH_CHECK(cache.dim() == 6 && cache.size(1) == 2 && cache.scalar_type() == x.scalar_type() &&
-                        cache.stride(5) == 1,
-                    "decoder: expected a cache (layers,2,B,S,G,D) of x's dtype");
-    STD_TORCH_CHECK(sizes.size() == 5, "decoder: expected five sizes");
+    STD_TORCH_CHECK(cache.dim() == 5, "decoder: expected a cache (layers,B,G,blocks,bytes)");
+    STD_TORCH_CHECK(sizes.size() == 7, "decoder: expected seven sizes");
     B_ = x.size(0), T_ = x.size(1), C_ = x.size(2), rows_ = B_ * T_;
     H_ = sizes[0], inner_ = sizes[1], V_ = sizes[2], activation_ = static_cast<Activation>(sizes[3]);
-    rms_ = sizes[4] != 0;
-    G_ = cache.size(4), D_ = cache.size(5);
+    rms_ = sizes[4] != 0, D_ = sizes[5];
+    G_ = cache.size(2);
     const int64_t layers = cache.size(0);
     STD_TORCH_CHECK(
         rows_ > 0 && C_ > 0 && inner_ > 0 && H_ > 0 && G_ > 0 && H_ % G_ == 0 && D_ >= 1 && D_ <= 256,
@@ -100,12 +98,10 @@ class Stack {
     STD_TORCH_CHECK(static_cast<int64_t>(parts.size()) == layers * static_cast<int64_t>(kParts) + 3 &&
                         static_cast<int64_t>(constants.size()) == layers + 1,
                     "decoder: parts or constants do not belong to ", layers, " layers");
-    STD_TORCH_CHECK(cache.size(2) == B_ && static_cast<int64_t>(lengths.size()) == B_,
-                    "decoder: cache or lengths differ from x in batch");
     width_ = (H_ + 2 * G_) * D_;
     hidden_width_ = activation_ == kSiluGate ? 2 * inner_ : inner_;
     eps_ = static_cast<float>(constants[0]);
-    describe_cache(cache, lengths);
+    describe_attention(cache, std::move(lengths), sizes[6]);
     describe_angles(angles);
     const ScalarType dtype = x.scalar_type();
     blocks_.reserve(static_cast<size_t>(layers));
@@ -138,6 +134,7 @@ class Stack {
       add(block.qkv.preparations(rows_));
       add(block.qkv.items(rows_));
       add(cos_ ? rows_ : 0);
+      add(stores_apart() ? B_ * G_ : 0);
       add(split_ ? attention_items_ * cpu::attention_blocks(attention_) : attention_items_);
       add(split_ ? attention_items_ : 0);
       add(block.out.preparations(rows_));
@@ -158,22 +155,14 @@ class Stack {
   }
 
  private:
-  void describe_cache(const Tensor& cache, const std::vector<int64_t>& lengths) {
-    lengths_.reserve(lengths.size());
-    int64_t longest = 0;
-    for (const int64_t n : lengths) {
-      STD_TORCH_CHECK(n >= 0 && n + T_ <= cache.size(3), "decoder: the cache holds ", cache.size(3),
-                      " positions; ", n + T_, " are needed");
-      lengths_.push_back(n + T_);
-      longest = std::max(longest, n + T_);
-    }
-    cache_ = static_cast<char*>(cache.mutable_data_ptr());
-    layer_stride_ = cache.stride(0), kind_stride_ = cache.stride(1);
+  void describe_attention(const Tensor& cache, std::vector<int64_t> lengths, int64_t type) {
     cpu::AttentionArgs& a = attention_;
     a.dtype = dtype_;
-    a.B = B_, a.T = T_, a.S = longest, a.H = H_, a.G = G_, a.D = D_;
-    a.k_b = a.v_b = cache.stride(2), a.k_s = a.v_s = cache.stride(3), a.k_g = a.v_g = cache.stride(4);
-    a.q_b = T_ * width_, a.q_t = width_, a.q_h = D_;
+    a.B = B_, a.T = T_, a.H = H_, a.G = G_, a.D = D_;
+    lengths_ = std::move(lengths);
+    describe_cache(a, cache, 1, type, lengths_, "decoder");
+    layer_stride_ = cache.stride(0);
+    a.q_b = a.k_b = a.v_b = T_ * width_, a.q_t = a.k_s = a.v_s = width_, a.q_h = a.k_g = a.v_g = D_;
     a.k_lengths = lengths_.data();
     a.causal = true;
     attention_items_ = B_ * G_ * cpu::attention_tiles(a);
@@ -181,6 +170,9 @@ class Stack {
     split_ = cpu::attention_tiles(a) == 1 && cpu::attention_blocks(a) > 1 &&
              attention_items_ < 4 * torch::stable::get_num_threads();
   }
+
+  // Several tiles of a head read what one item must have stored; one tile stores what it reads.
+  bool stores_apart() const { return cpu::attention_tiles(attention_) > 1; }
 
   void describe_angles(const std::vector<Tensor>& angles) {
     if (angles.empty()) return;
@@ -244,9 +236,11 @@ class Stack {
       case kQkvInput:
         return prepare(block.qkv, normed_, rows_, i);
       case kQkv:
-        return project(block.qkv, layer, i);
+        return run(block.qkv, normed_, qkv_, rows_, i);
       case kRotate:
-        return rotate(layer, i);
+        return rotate(i);
+      case kStore:
+        return store(layer, i, 0, attention_.S);
       case kAttend:
         return attend(layer, split_ ? cpu::AttentionPass::split : cpu::AttentionPass::whole, i);
       case kMerge:
@@ -336,20 +330,8 @@ class Stack {
     return a;
   }
 
-  // A panel of q, k and v; v, and k unless it turns first, also go to the cache.
-  void project(const LinearLayer& qkv, size_t layer, int64_t i) const {
-    run(qkv, normed_, qkv_, rows_, i);
-    const LinearLayer::Part part = qkv.part(rows_, i);
-    const int64_t end = part.column + part.columns;
-    for (int64_t column = std::max(part.column, (cos_ ? H_ + G_ : H_) * D_); column < end;) {
-      const int64_t n = std::min(D_ - column % D_, end - column);
-      for (int64_t row = part.row; row < part.row + part.rows; ++row) keep(layer, row, column, n);
-      column += n;
-    }
-  }
-
-  // q and k of one row turn where they lie; k then goes to the cache.
-  void rotate(size_t layer, int64_t row) const {
+  // q and k of one row turn where they lie.
+  void rotate(int64_t row) const {
     const int64_t at = row / T_ * angle_b_ + row % T_ * half_;
     cpu::RotaryArgs a{};
     a.x = a.y = static_cast<char*>(qkv_) + row * width_ * element_;
@@ -358,27 +340,31 @@ class Stack {
     a.T = 1, a.H = H_ + G_, a.D = a.x_h = D_, a.half = half_;
     a.dtype = dtype_;
     cpu::active().rotary(a, 0, 1);
-    for (int64_t g = 0; g < G_; ++g) keep(layer, row, (H_ + g) * D_, D_);
   }
 
-  // Copies n columns of one head of k or v to the cache.
-  void keep(size_t layer, int64_t row, int64_t column, int64_t n) const {
-    const int64_t head = column / D_ - H_, b = row / T_;
-    const int64_t s = lengths_[static_cast<size_t>(b)] - T_ + row % T_;
-    const int64_t to = static_cast<int64_t>(layer) * layer_stride_ + (head < G_ ? 0 : kind_stride_) +
-                       (head < G_ ? head : head - G_) * attention_.k_g + column % D_ + b * attention_.k_b +
-                       s * attention_.k_s;
-    std::memcpy(cache_ + to * element_, static_cast<const char*>(qkv_) + (row * width_ + column) * element_,
-                static_cast<size_t>(n * element_));
+  cpu::AttentionArgs attention(size_t layer) const {
+    cpu::AttentionArgs a = attention_;
+    a.q = qkv_;
+    a.k = static_cast<const char*>(qkv_) + H_ * D_ * element_;
+    a.v = static_cast<const char*>(a.k) + G_ * D_ * element_;
+    a.cache += static_cast<int64_t>(layer) * layer_stride_;
+    a.scale = blocks_[layer].scale;
+    return a;
+  }
+
+  // New keys and values of one head, those of positions [from, to).
+  void store(size_t layer, int64_t i, int64_t from, int64_t to) const {
+    cpu::active().cache_store(attention(layer), i, i + 1, from, to);
   }
 
   void attend(size_t layer, cpu::AttentionPass pass, int64_t i) const {
-    cpu::AttentionArgs a = attention_;
-    a.q = qkv_;
-    a.k = cache_ + static_cast<int64_t>(layer) * layer_stride_ * element_;
-    a.v = static_cast<const char*>(a.k) + kind_stride_ * element_;
-    a.scale = blocks_[layer].scale;
-    cpu::active().attention(a, pass, i, i + 1, scratch(scratch_));
+    if (pass == cpu::AttentionPass::whole && !stores_apart()) store(layer, i, 0, attention_.S);
+    if (pass == cpu::AttentionPass::split) {
+      const int64_t blocks = cpu::attention_blocks(attention_),
+                    block = i / G_ % blocks * cpu::kAttentionBlock;
+      store(layer, i / G_ / blocks * G_ + i % G_, block, block + cpu::kAttentionBlock);
+    }
+    cpu::active().attention(attention(layer), pass, i, i + 1, scratch(scratch_));
   }
 
   // A panel of the wide layer and, unless it is gated, its activation, which adds the bias.
@@ -424,8 +410,7 @@ class Stack {
   std::optional<LinearLayer> head_;
   const float *cos_ = nullptr, *sin_ = nullptr;  // null without rotary positions
   int64_t half_ = 0, angle_b_ = 0;
-  char* cache_;
-  int64_t layer_stride_, kind_stride_;
+  int64_t layer_stride_;
   std::vector<int64_t> lengths_;  // after this step
   cpu::AttentionArgs attention_{};
   int64_t attention_items_, scratch_;
@@ -433,13 +418,13 @@ class Stack {
   void *stream_, *normed_, *update_, *qkv_, *mixed_, *hidden_, *gated_, *last_, *logits_, *room_;
 };
 
-// x and update (B,T,C), a cache (layers,2,B,S,G,D) that each row fills from its length on → logits (B,V) of
-// the last position. sizes: H, inner width, V, activation, RMS norm or not; constants: eps, each layer's
-// scale.
+// x and update (B,T,C), a cache (layers,B,G,blocks,bytes) that each row fills from its length on → logits
+// (B,V) of the last position. sizes: H, inner width, V, activation, RMS norm or not, D, type of the cache;
+// constants: eps, each layer's scale.
 Tensor decoder(const Tensor& x, const Tensor& update, const Tensor& cache, std::vector<int64_t> lengths,
                std::vector<Tensor> parts, std::vector<Tensor> angles, std::vector<int64_t> sizes,
                std::vector<double> constants) {
-  Stack stack(x, update, cache, lengths, parts, angles, sizes, constants);
+  Stack stack(x, update, cache, std::move(lengths), parts, angles, sizes, constants);
   const int64_t shape[] = {x.size(0), sizes[2]};
   const Tensor logits = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(shape, 2), x.scalar_type());
   stack.run(logits.mutable_data_ptr());

@@ -17,6 +17,8 @@ from torch import Tensor
 from llmcli import ops
 from llmcli.benchmarking.environment import last_level_cache
 from llmcli.benchmarking.timing import Work
+from llmcli.nn.kv_cache import KVCache
+from llmcli.ops.cached_attention import write
 
 HEADS, HEAD_DIM = 12, 64
 FALLBACK_CACHE = 64 << 20
@@ -108,17 +110,25 @@ def attention_training(S: int, dtype: torch.dtype) -> Contestants:
 
 
 def attention_decode(S: int, dtype: torch.dtype, *, cold: bool) -> Contestants:
-    """One query against S keys, laid out as in the cache; cold goes round buffers four times the last-level cache."""
+    """One query against S keys of a cache; cold goes round buffers four times the last-level cache."""
     copies = 1
     if cold:
         cache = min(last_level_cache() or FALLBACK_CACHE, LARGEST_CACHE)
         copies = max(2, -(-4 * cache // (2 * S * HEADS * HEAD_DIM * dtype.itemsize)) + 1)
-    inputs = [tuple(map(heads_first, attention_inputs(1, S, dtype))) for _ in range(copies)]
+    given = [attention_inputs(1, S, dtype) for _ in range(copies)]
+    inputs = [tuple(map(heads_first, tensors)) for tensors in given]
+    caches = []
+    for _, k, v in given:
+        state = KVCache(1, 1, S, HEADS, HEAD_DIM, dtype=dtype, device=torch.device("cpu"))
+        write(state.reserve(S)[0][0], k, v, [0], dtype)
+        state.advance(S - 1)
+        caches.append(state)
     turn, their_turn = count(), count()
 
     def run_ours() -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in inputs[next(turn) % copies])
-        return ops.attention(q, k, v, causal=True)
+        n = next(turn) % copies
+        q, k, v = given[n]
+        return caches[n].attend(0, q, k[:, -1:], v[:, -1:])
 
     def run_torch() -> Tensor:
         q, k, v = inputs[next(their_turn) % copies]

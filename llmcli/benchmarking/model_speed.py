@@ -145,6 +145,7 @@ class ModelBenchmark:
             test=test,
             device=str(self.weight.device),
             dtype=precision(self.model),
+            cache_dtype=str(getattr(self.model, "cache_dtype", None) or self.weight.dtype).removeprefix("torch."),
             speed=speed,
             roofline_pct=100 * limit * speed.median / (1e9 * test.tokens),
             samples_ns=tuple(times),
@@ -183,6 +184,7 @@ class SpeedResult:
     test: SpeedTest
     device: str
     dtype: str
+    cache_dtype: str
     speed: Estimate
     roofline_pct: float
     samples_ns: tuple[int, ...]
@@ -199,6 +201,7 @@ class SpeedResult:
             "n_threads": self.test.n_threads,
             "device": self.device,
             "dtype": self.dtype,
+            "cache_dtype": self.cache_dtype,
             "median_ts": round(self.speed.median, 3),
             "ci_low_ts": None if self.speed.low is None else round(self.speed.low, 3),
             "ci_high_ts": None if self.speed.high is None else round(self.speed.high, 3),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmcli.loading import choose_device, read_object
+from llmcli.loading import choose_device, read_object, set_cache_dtype
 from llmcli.models import model_class
 from llmcli.ops import registry
 
@@ -26,16 +26,25 @@ def shape_config(shape: str) -> dict[str, Any]:
     return read_object(Path(shape), f"no such config.json, and none of the named shapes: {', '.join(SHAPES)}")
 
 
-def random_model(shape: str, *, dtype: torch.dtype, device: str, seed: int = 0, quantize: str | None = None) -> Any:
+def random_model(
+    shape: str,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    seed: int = 0,
+    quantize: str | None = None,
+    cache_dtype: str = "auto",
+) -> Any:
     """A model of that shape in eval mode, initialised as for training, packed and quantised as `loading.load` does it.
 
-    Raises ResourceError for a device that is not there.
+    Raises ResourceError for a device that is not there, InputError for a cache_dtype without a cache.
     """
     config = shape_config(shape)
     where = choose_device(device)
     architecture = model_class(config.get("model_type", "gpt2"))
     model = architecture(architecture.Config.from_dict(config))
     model = model.initialize(torch.Generator().manual_seed(seed)).to(where, dtype)
+    set_cache_dtype(model, cache_dtype, dtype)
     if quantize:
         model.quantize(quantize)
     if where.type == "cpu" and registry.kernels is not None:

@@ -13,6 +13,7 @@ from llmcli.commands.measuring import FORMATS, Dtypes, Sizes, complain, emit, wa
 from llmcli.commands.options import (
     Command,
     ModelChoice,
+    cache_dtype_option,
     device_option,
     model_option,
     offline_option,
@@ -45,6 +46,7 @@ class Bench(Command, click.Group):
         ("prefill of 512 tokens and decode of 128 with the embedded model", "llmcli bench"),
         ("decode at growing depths, in two precisions", "llmcli bench -m gpt2 --dtype float32,bfloat16 -d 0-896+128"),
         ("the embedded model in 4 bits", "llmcli bench --quantize int4"),
+        ("decode at depth with a cache of 8 bits", "llmcli bench -m gpt2 -d 880 --gen-tokens 64 --cache-dtype int8"),
         ("the shape of GPT-2 with random weights", "llmcli bench --random gpt2 --batch-size 1-8*2 --json"),
         ("single operators beside torch's", "llmcli bench kernels"),
     ],
@@ -64,6 +66,7 @@ class Bench(Command, click.Group):
 @option("--dtype", type=Dtypes(), default="auto", help="Precision of weights and activations.")
 @option("-t", "--threads", type=Sizes(1), help="CPU threads. [default: torch's]")
 @quantize_option
+@cache_dtype_option
 @device_option
 @offline_option
 @require_kernels_option
@@ -98,6 +101,7 @@ def measure(
     random: str | None,
     dtype: list[str],
     quantize: str | None,
+    cache_dtype: str,
     device: str,
     offline: bool,
     require_kernels: bool,
@@ -120,7 +124,8 @@ def measure(
     warnings: list[tuple[str, Sequence[str]]] = []
     interrupted = False
     for name in dtype:
-        loaded, label = load(ModelChoice(device, name, None, require_kernels, model, offline, quantize), random)
+        choice = ModelChoice(device, name, None, require_kernels, model, offline, quantize, cache_dtype)
+        loaded, label = load(choice, random)
         benchmark = ModelBenchmark(loaded, plan_tests(loaded.config.n_positions, **sizes))
         try:
             benchmark.measure_ceilings(ceilings)
@@ -158,7 +163,8 @@ def load(choice: ModelChoice, random: str | None) -> tuple[Any, str]:
 
     choice.prepare()
     dtype = torch.float32 if choice.dtype == "auto" else getattr(torch, choice.dtype)
-    return random_model(random, dtype=dtype, device=choice.device, quantize=choice.quantize), f"random {random}"
+    kind: dict[str, Any] = {"quantize": choice.quantize, "cache_dtype": choice.cache_dtype}
+    return random_model(random, dtype=dtype, device=choice.device, **kind), f"random {random}"
 
 
 def plan_tests(

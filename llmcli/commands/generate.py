@@ -22,6 +22,7 @@ from llmcli.commands.continuing import (
 from llmcli.commands.options import (
     ModelChoice,
     Number,
+    cache_dtype_option,
     define,
     encoding_options,
     model_options,
@@ -91,6 +92,7 @@ PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endl
 @encoding_options[1]
 @model_options
 @quantize_option
+@cache_dtype_option
 @output_options("text", "json", "jsonl")
 @verbosity_options
 def command(

@@ -53,6 +53,7 @@ class ModelChoice(Engine):
     model: str | None
     offline: bool
     quantize: str | None = None
+    cache_dtype: str = "auto"
 
     def load(self, *, kinds: Collection[str] = ("decoder",), classifier: bool = False) -> Loaded:
         """Load a model of one of the kinds and its tokenizer, with progress on stderr.
@@ -73,6 +74,7 @@ class ModelChoice(Engine):
                 kinds=kinds,
                 classifier=classifier,
                 quantize=self.quantize,
+                cache_dtype=self.cache_dtype,
                 progress=progress,
             )
 
@@ -110,6 +112,12 @@ quantize_option = option(
     "--quantize",
     type=click.Choice(["int8", "int4"]),
     help="Bring the matrices to 8 or 4 bits while loading; faster, a little less exact (see quantize).",
+)
+cache_dtype_option = option(
+    "--cache-dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
+    default="auto",
+    help="What the cache of keys and values holds; int8 is the smallest. auto: the type of the activations.",
 )
 _ENGINE = (
     device_option,

@@ -30,6 +30,7 @@ FIGURES = ("ppl", "nll_per_token", "bits_per_byte", "n_tokens", "n_bytes", "n_wo
 @click.argument("files", nargs=-1, type=click.Path(), metavar="[FILES]...")
 @options.model_options
 @options.quantize_option
+@options.cache_dtype_option
 @texts.window_options
 @options.option(
     "--protocol",

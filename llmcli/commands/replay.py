@@ -56,10 +56,12 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
     quantize = choice.quantize or facts["llmcli"].get("quantized")
     if quantize not in (None, "int8", "int4"):
         raise InputError(f"receipt: expected int8, int4 or null, got quantized {quantize!r}")
+    held = facts["llmcli"].get("cache_dtype", "auto") if choice.dtype == "auto" else "auto"
+    if held not in ("auto", "float32", "bfloat16", "float16", "int8"):
+        raise InputError(f"receipt: expected a type of cache, got cache_dtype {held!r}")
+    given: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "cache_dtype": held}
     with terminal.open_output(output) as out:
-        loaded = replace(choice, model=choice.model or facts["model"], dtype=dtype, quantize=quantize).load(
-            kinds=WRITES
-        )
+        loaded = replace(choice, model=choice.model or facts["model"], **given).load(kinds=WRITES)
         verdict = None
         with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
             verdict = receipts.replay(loaded, facts, lambda: interrupt.stop_requested)

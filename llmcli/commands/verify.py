@@ -11,6 +11,7 @@ from llmcli.commands.options import (
     Command,
     Group,
     ModelChoice,
+    cache_dtype_option,
     model_options,
     option,
     output_options,
@@ -51,6 +52,7 @@ def command() -> None:
 @option("--gen-tokens", type=click.IntRange(1), default=8, metavar="N", help="Tokens that each is continued by.")
 @model_options
 @quantize_option
+@cache_dtype_option
 @output_options("text", "json")
 @verbosity_options
 def determinism(
@@ -107,6 +109,7 @@ def determinism(
 @option("--prompt-tokens", type=Sizes(4), default="5,24,48", help="Lengths of the prompts.")
 @model_options
 @quantize_option
+@cache_dtype_option
 @output_options("text", "json")
 @verbosity_options
 def cache(chunk: list[int], prompt_tokens: list[int], choice: ModelChoice, format: str, output: str | None) -> None:

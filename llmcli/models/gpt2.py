@@ -128,11 +128,10 @@ class Attention(nn.Module):
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_pdrop, is_causal=True, scale=self.scale)
             y = y.transpose(1, 2)
+        elif cache is None:
+            y = attention(q, k, v, scale=self.scale, causal=True)
         else:
-            k_lengths = None
-            if cache is not None:
-                k, v, k_lengths = cache.extend(self.layer, k, v)  # each (B,S,H,D)
-            y = attention(q, k, v, scale=self.scale, causal=True, k_lengths=k_lengths)
+            y = cache.attend(self.layer, q, k, v, scale=self.scale)
         projected: Tensor = self.c_proj(y.reshape(B, T, C))
         return projected
 

@@ -168,10 +168,8 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             q = rms_norm(q, self.q_norm.weight, eps=self.q_norm.eps)
             k = rms_norm(k, self.k_norm.weight, eps=self.k_norm.eps)
-        q, k, k_lengths = rotary(q, cos, sin), rotary(k, cos, sin), None
-        if cache is not None:
-            k, v, k_lengths = cache.extend(self.layer, k, v)
-        y = attention(q, k, v, causal=True, k_lengths=k_lengths)
+        q, k = rotary(q, cos, sin), rotary(k, cos, sin)
+        y = attention(q, k, v, causal=True) if cache is None else cache.attend(self.layer, q, k, v)
         projected: Tensor = self.o_proj(y.flatten(2))
         return projected
 

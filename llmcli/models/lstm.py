@@ -115,6 +115,7 @@ def _there(cell: Tensor | None) -> Tensor:
 class LSTM(CausalModel):
     """The whole model; its parameters hold whatever was in memory until a checkpoint or `initialize` fills them."""
 
+    CACHES_KEYS = False
     Config = LSTMConfig
 
     def __init__(self, config: LSTMConfig):

@@ -111,10 +111,20 @@ class Attention(nn.Module):
         return self.k(x).unflatten(-1, (-1, self.size)), self.v(x).unflatten(-1, (-1, self.size))
 
     def forward(
-        self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, k_lengths: Tensor | None, causal: bool
+        self,
+        x: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        k_lengths: Tensor | None,
+        causal: bool,
+        cache: tuple[KVCache, int] | None = None,
     ) -> Tensor:
         q = self.q(x).unflatten(-1, (-1, self.size))
-        y = attention(q, k, v, scale=1.0, causal=causal, bias=bias, k_lengths=k_lengths)
+        if cache is None:
+            y = attention(q, k, v, scale=1.0, causal=causal, bias=bias, k_lengths=k_lengths)
+        else:
+            y = cache[0].attend(cache[1], q, k, v, scale=1.0, bias=bias)
         projected: Tensor = self.o(y.flatten(2))
         return projected
 
@@ -166,9 +176,7 @@ class Block(nn.Module):
         if memory is None:
             update = self.attn(normed, k, v, bias, lengths, False)
         else:
-            if cache is not None:
-                k, v, _ = cache[0].extend(cache[1], k, v)
-            update = self.attn(normed, k, v, bias, None, True)
+            update = self.attn(normed, k, v, bias, None, True, cache)
             normed, x = add_rms_norm(update, x, self.cross_norm.weight, eps=self.cross_norm.eps)
             update = self.cross(normed, *memory, None, lengths, False)
         normed, x = add_rms_norm(update, x, self.mlp_norm.weight, eps=self.mlp_norm.eps)

@@ -25,6 +25,9 @@ class CausalModel(PackedModel):
     tie_word_embeddings), `tokens`, `_embed`, `_blocks` and `_normed`, and `lm_head` where the head is not tied.
     """
 
+    CACHES_KEYS = True  # in a KVCache
+    cache_dtype: torch.dtype | None = None  # what the cache holds, where that is not the activations' own type
+
     def __init__(self) -> None:
         super().__init__()
         self._stack: DecoderStack | None = None
@@ -59,11 +62,11 @@ class CausalModel(PackedModel):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
-        return self._head(*self._blocks(ids, None))
+        return self._head(*self._blocks(ids, self._rounding(ids)))
 
     def hidden(self, ids: Tensor) -> Tensor:
         """What the head reads, at every position: ids (B,T) → (B,T,C) after the last norm."""
-        return self._normed(*self._blocks(ids, None))
+        return self._normed(*self._blocks(ids, self._rounding(ids)))
 
     def start(
         self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None
@@ -73,15 +76,7 @@ class CausalModel(PackedModel):
         capacity is the number of positions that the state can ever hold (n_positions if not given).
         """
         config, weight = self.config, self.tokens
-        cache = KVCache(
-            config.n_layer,
-            ids.shape[0],
-            config.n_positions if capacity is None else capacity,
-            config.n_kv_head,
-            config.head_dim,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        cache = self._cache(ids.shape[0], config.n_positions if capacity is None else capacity)
         ends = [ids.shape[1]] * ids.shape[0] if lengths is None else lengths.tolist()
         if not ends or min(ends) < 1 or max(ends) > ids.shape[1]:
             raise ValueError(f"expected rows of 1 to {ids.shape[1]} tokens; got lengths {ends}")
@@ -119,7 +114,7 @@ class CausalModel(PackedModel):
 
     def distributions(self, ids: Tensor, first: int = 1) -> Iterator[Tensor]:
         """log p(. | ids[..t-1]) for t = first to T-1, in order: ids (B,T) → pieces (B,n,V) float32, n <= CHUNK."""
-        x, update = (part[:, first - 1 :] for part in self._blocks(ids[:, :-1], None))
+        x, update = (part[:, first - 1 :] for part in self._blocks(ids[:, :-1], self._rounding(ids)))
         for begin in range(0, x.shape[1], CHUNK):
             logits = self._head(x[:, begin : begin + CHUNK], update[:, begin : begin + CHUNK]).float()
             yield softmax(logits, log=True)
@@ -139,8 +134,19 @@ class CausalModel(PackedModel):
         matrices = sum(m.bytes_read for m in self.modules() if isinstance(m, Linear))
         head = self.tokens.nbytes if self._own_head() is None else 0
         vectors = sum(p.numel() for p in self.parameters() if p.dim() == 1)
-        keys_and_values: int = 2 * batch * past * c.n_layer * c.n_kv_head * c.head_dim
-        return matrices + head + self.tokens.element_size() * (vectors + keys_and_values)
+        held = self.cache_dtype or self.tokens.dtype
+        position = c.head_dim * held.itemsize + (4 if held is torch.int8 else 0)  # int8 has a scale
+        keys_and_values: int = 2 * batch * past * c.n_layer * c.n_kv_head * position
+        return matrices + head + self.tokens.element_size() * vectors + keys_and_values
+
+    def _cache(self, batch: int, capacity: int) -> KVCache:
+        c, weight = self.config, self.tokens
+        held = self.cache_dtype or weight.dtype
+        return KVCache(c.n_layer, batch, capacity, c.n_kv_head, c.head_dim, dtype=held, device=weight.device)
+
+    def _rounding(self, ids: Tensor) -> KVCache | None:
+        """A cache for ids (B,T), where keys and values must be what steps would find there; else None."""
+        return None if self.cache_dtype in (None, self.tokens.dtype) else self._cache(*ids.shape)
 
     def _matrices(self) -> int:
         """Elements of the blocks' matrices."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.ops import decoder
+from llmcli.ops.cached_attention import CACHE_DTYPES
 from llmcli.ops.decoder import ACTIVATIONS
 from llmcli.ops.linear import PANEL
 
@@ -57,7 +58,8 @@ class DecoderStack:
         angles: cos and sin for `rotary`, where the model has rotary positions.
         """
         data, lengths = cache.reserve(x.shape[1])
-        logits = decoder(x, update, data, lengths, self._parts, angles, self._sizes, self._constants)
+        sizes = [*self._sizes, cache.head_dim, CACHE_DTYPES.index(cache.dtype)]
+        logits = decoder(x, update, data, lengths, self._parts, angles, sizes, self._constants)
         cache.advance(x.shape[1])
         return logits
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmcli.ops.cached_attention import BLOCK, cache_bytes, cached_attention
+
 
 class KVCache:
-    """Keys and values of every layer, (layers, 2, B, G, capacity, D); right-padded rows, each with its own length.
+    """Keys and values of every layer; right-padded rows, each with its own length.
 
-    A head's keys lie one after the other, which is how decoding reads them.
-
-    A step is `extend` once per layer, or `reserve`, then `advance` once. Rows of equal length (the usual case) need no
-    index tensors.
+    A step is `attend` once per layer, or `reserve`, then `advance` once. Rows of equal length (the usual case) need no
+    index tensors. What a position takes is fixed by dtype: float32, bfloat16, float16, or int8 with a scale per
+    position and head.
     """
 
     def __init__(
@@ -26,15 +27,14 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ):
+        self.capacity, self.head_dim, self.dtype = capacity, head_dim, dtype
+        blocks = -(-capacity // BLOCK)
         # Zeros, because a masked key still meets a zero probability, and 0 * NaN would leave garbage in the output.
-        self._set_data(torch.zeros(n_layers, 2, batch, n_kv_heads, capacity, head_dim, dtype=dtype, device=device))
+        self._data = torch.zeros(
+            n_layers, batch, n_kv_heads, blocks, cache_bytes(dtype, head_dim), dtype=torch.uint8, device=device
+        )
         self._lengths = [0] * batch
         self._unequal: Tensor | None = None  # the lengths as a tensor, only while they differ
-
-    @property
-    def capacity(self) -> int:
-        """Positions that a row can hold."""
-        return self._data.shape[4]
 
     @property
     def max_length(self) -> int:
@@ -53,29 +53,19 @@ class KVCache:
             return slice(start, start + n)
         return self._unequal[:, None] + torch.arange(n, device=self._data.device)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store the next k and v (B,T,G,D) of one layer → all so far (B,S,G,D), and k_lengths (B,) or None."""
-        keys, values = self._keys[layer], self._values[layer]
-        n = k.shape[1]
-        end = self.max_length + n
-        if end > keys.shape[1]:
-            raise ValueError(f"the cache holds {keys.shape[1]} positions; {end} are needed")
-        if self._unequal is None:
-            keys[:, end - n : end] = k
-            values[:, end - n : end] = v
-            return keys[:, :end], values[:, :end], None
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        positions = self.positions(n)
-        keys[rows, positions] = k
-        values[rows, positions] = v
-        return keys[:, :end], values[:, :end], self._unequal + n
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Take in the next k and v (B,T,G,D) of one layer → attention of q (B,T,H,D) over all so far, (B,T,H,D)."""
+        data, lengths = self.reserve(q.shape[1])
+        return cached_attention(q, k, v, data[layer], lengths, dtype=self.dtype, scale=scale, bias=bias)
 
     def reserve(self, n: int) -> tuple[Tensor, list[int]]:
-        """All layers at once, for an operator that stores n positions itself: (layers, 2, B, S, G, D), the lengths."""
+        """All layers as `llmcli.ops.decoder` takes them, with room for n more positions; the lengths so far."""
         end = self.max_length + n
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions; {end} are needed")
-        return self._data.transpose(3, 4), self._lengths
+        return self._data, self._lengths
 
     def advance(self, n: int) -> None:
         """Count n new positions in every row, after each layer has been extended by them."""
@@ -89,22 +79,15 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keep, reorder or repeat batch rows: rows (N,) int64. Copies only the filled part, and nothing that stays."""
         chosen = rows.tolist()
-        filled = self._data[:, :, :, :, : self.max_length]
-        batch = self._data.shape[2]
-        if len(chosen) <= batch:
+        filled = self._data[:, :, :, : -(-self.max_length // BLOCK)]
+        if len(chosen) <= self._data.shape[1]:
             moved = [i for i, row in enumerate(chosen) if row != i]
             if moved:
-                filled[:, :, moved] = filled[:, :, [chosen[i] for i in moved]]
-            self._set_data(self._data[:, :, : len(chosen)])
+                filled[:, moved] = filled[:, [chosen[i] for i in moved]]
+            self._data = self._data[:, : len(chosen)]
         else:
-            shape = list(self._data.shape)
-            shape[2] = len(chosen)
-            data = self._data.new_zeros(shape)
-            data[:, :, :, :, : self.max_length] = filled[:, :, chosen]
-            self._set_data(data)
+            layers, _, *rest = self._data.shape
+            data = self._data.new_zeros((layers, len(chosen), *rest))
+            data[:, :, :, : filled.shape[3]] = filled[:, chosen]
+            self._data = data
         self.set_lengths([self._lengths[row] for row in chosen])
-
-    def _set_data(self, data: Tensor) -> None:
-        self._data = data
-        keys, values = data.transpose(3, 4).unbind(1)
-        self._keys, self._values = keys.unbind(0), values.unbind(0)  # one (B, capacity, G, D) per layer

@@ -5,6 +5,7 @@ Shapes: B batch, T query, S key, H query heads, G key/value heads, D head size, 
 
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.attention import attention
+from llmcli.ops.cached_attention import cached_attention
 from llmcli.ops.decoder import decoder
 from llmcli.ops.linear import linear, linear_pack
 from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
@@ -18,6 +19,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "cached_attention",
     "decoder",
     "gelu",
     "gru_cell",

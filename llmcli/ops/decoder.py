@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmcli.ops.activation import gelu, silu_gate
-from llmcli.ops.attention import attention
+from llmcli.ops.cached_attention import CACHE_DTYPES, cached_attention
 from llmcli.ops.linear import linear
 from llmcli.ops.linear_quantized import linear_quantized, packed_bytes
 from llmcli.ops.norm import add_layer_norm, add_rms_norm
@@ -37,10 +37,11 @@ def decoder(
 ) -> Tensor:
     """Logits (B,V) after the last position of x + update, x and update (B,T,C); inference only.
 
-    Row b's T new keys and values go into the cache (layers,2,B,S,G,D) from position lengths[b] on. parts: PARTS of
-    each block, then weight and bias of the last norm, then the packed head. angles: none, or cos and sin
-    as `rotary` takes them. sizes: heads, inner width, V, position in
-    ACTIVATIONS, and 1 for RMS norm or 0 for layer norm. constants: eps, then each block's scale of attention scores.
+    Row b's T new keys and values go into the cache, uint8 (layers,B,G,blocks,bytes) as `cached_attention` takes each
+    layer's, from position lengths[b] on. parts: PARTS of each block, then weight and bias of the last norm, then the
+    packed head. angles: none, or cos and sin as `rotary` takes them. sizes: heads, inner width, V, position in
+    ACTIVATIONS, 1 for RMS norm or 0 for layer norm, D, position in CACHE_DTYPES. constants: eps, then each block's
+    scale of attention scores.
     Every row has the bits that the operators give it one by one, whatever its company and the number of threads.
     """
     return _decoder(x, update, cache, lengths, parts, angles, sizes, constants)  # type: ignore[no-any-return]
@@ -56,12 +57,9 @@ def _fallback(
     sizes: Sequence[int],
     constants: Sequence[float],
 ) -> Tensor:
-    heads, inner, V, activation, rms = sizes
+    heads, inner, V, activation, rms, D, kind = sizes
     eps, *scales = constants
-    (B, T, C), (G, D) = x.shape, cache.shape[-2:]
-    rows = torch.arange(B, device=x.device)[:, None]
-    first = torch.tensor(lengths, device=x.device)
-    positions, end = first[:, None] + torch.arange(T, device=x.device), max(lengths) + T
+    (B, T, C), G = x.shape, cache.shape[2]
 
     def norm(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if rms:
@@ -80,11 +78,7 @@ def _fallback(
         q, k, v = qkv.view(B, T, heads + 2 * G, D).split([heads, G, G], 2)
         if angles:
             q, k = rotary(q, *angles), rotary(k, *angles)
-        cache[layer, 0][rows, positions] = k
-        cache[layer, 1][rows, positions] = v
-        mixed = attention(
-            q, cache[layer, 0, :, :end], cache[layer, 1, :, :end], scale=scale, causal=True, k_lengths=first + T
-        )
+        mixed = cached_attention(q, k, v, cache[layer], lengths, dtype=CACHE_DTYPES[kind], scale=scale)
         update = _linear(mixed.view(B, T, heads * D), block["out"], _present(block["out_bias"]), C)
         normed, x = norm(block["norm_2"], block["norm_2_bias"])
         hidden = _linear(normed, block["up"], None, 2 * inner if ACTIVATIONS[activation] == "silu_gate" else inner)

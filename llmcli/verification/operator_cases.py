@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmcli.ops import registry
+from llmcli.ops.cached_attention import CACHE_DTYPES, cache_bytes, write
 from llmcli.ops.linear_quantized import GROUPS
 
 Cast = Callable[[Tensor], Tensor]
@@ -83,6 +84,23 @@ def attention_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
         grad = cast(normal(*q.shape, seed=4))
         lse = lse.float().to(torch.promote_types(q.dtype, torch.float32))
         yield name, (grad, q, k, v, cast(out.float()), lse, bias, lengths, scale, causal, bias is not None)
+
+
+def cached_attention(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Prompts, and steps behind 130 other positions with a bias, in caches of q's type."""
+    for (B, T, _, H, G, D), before in itertools.product(HEADS, (0, 130)):
+        q, k, v = (cast(normal(B, T, heads, D, seed=n)) for n, heads in enumerate((H, G, G)))
+        lengths, bias = [before // (b + 1) for b in range(B)], cast(normal(1, H, T, before + T, seed=3))
+        given = (q, k, v, filled(cast, B, G, D, before), lengths, bias if before else None)
+        yield f"B{B} T{T} H{H} G{G} D{D} behind {before}", (*given, CACHE_DTYPES.index(q.dtype), D**-0.5)
+
+
+def filled(cast: Cast, B: int, G: int, D: int, n: int) -> Tensor:
+    """One layer of a cache for 256 positions, n of which are taken."""
+    k, v = cast(normal(B, n, G, D, seed=4)), cast(normal(B, n, G, D, seed=5))
+    cache = torch.zeros(B, G, 2, cache_bytes(k.dtype, D), dtype=torch.uint8)
+    write(cache, k, v, [0] * B, k.dtype)
+    return cache
 
 
 def rotary(cast: Cast) -> Iterator[tuple[str, Arguments]]:
@@ -233,12 +251,10 @@ def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
             parts += [vector(C), vector(C, 1.0), none if gated else vector(C), matrix(inner * (1 + gated), C)]
             parts += [none if gated else vector(inner), matrix(C, inner), vector(C)]
         parts += [vector(C, 1.0), none if gated else vector(C), matrix(V, C)]
-        x, update, cache = (
-            cast(normal(3, T, C)),
-            cast(normal(3, T, C, seed=1)),
-            cast(normal(2, 2, 3, S, heads, D, seed=2)),
-        )
-        sizes, constants = [heads, inner, V, 2 if gated else 1, int(gated)], [1e-5, D**-0.5, D**-0.5]
+        x, update = cast(normal(3, T, C)), cast(normal(3, T, C, seed=1))
+        cache = torch.stack([filled(cast, 3, heads, D, S) for _ in range(2)])
+        sizes = [heads, inner, V, 2 if gated else 1, int(gated), D, CACHE_DTYPES.index(x.dtype)]
+        constants = [1e-5, D**-0.5, D**-0.5]
         angle, wide = normal(3, T, D // 2, seed=3, size=3), torch.promote_types(x.dtype, torch.float32)
         angles = [angle.cos().to(wide), angle.sin().to(wide)] if gated else []
         yield f"T{T} {'gated' if gated else 'gelu'}", (x, update, cache, [2, 0, 5], parts, angles, sizes, constants)
@@ -247,6 +263,7 @@ def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
 CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "attention": attention,
     "attention_backward": attention_backward,
+    "cached_attention": cached_attention,
     "softmax": softmax,
     "softmax_out": softmax_out,
     "softmax_backward": softmax_backward,

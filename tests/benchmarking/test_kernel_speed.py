@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmcli import ops
 from llmcli.benchmarking import ceilings as ceilings_module
 from llmcli.benchmarking import kernel_cases as cases_module
 from llmcli.benchmarking.ceilings import Ceilings
@@ -15,6 +14,7 @@ from llmcli.benchmarking.kernel_cases import Case, Contestants, attention_decode
 from llmcli.benchmarking.kernel_speed import measure_kernel, summarize, tensors
 from llmcli.commands.bench_kernels import OPERATORS
 from llmcli.errors import GateFailed
+from llmcli.nn.kv_cache import KVCache
 from tests.benchmarking.clock import SimulatedClock
 
 TRIAL = kernel_cases(divide=128)
@@ -79,19 +79,20 @@ def test_a_cold_cache_sees_more_than_it_holds(monkeypatch: pytest.MonkeyPatch) -
     """Four last-level caches pass between two looks at the same keys; hot looks at the same keys again."""
     seen: list[tuple[int, int]] = []
 
-    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> torch.Tensor:
-        seen.append((k.data_ptr(), k.nbytes + v.nbytes))
+    def spy(self: KVCache, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        data, _ = self.reserve(1)
+        seen.append((data.data_ptr(), data.nbytes))
         return q
 
-    monkeypatch.setattr(ops, "attention", spy)
-    contestants = attention_decode(64, torch.float32, cold=True)
+    monkeypatch.setattr(KVCache, "attend", spy)
+    contestants = attention_decode(128, torch.float32, cold=True)
     for _ in range(40):
         contestants.ours()
     first = seen[0][0]
     again = next(index for index, (address, _) in enumerate(seen[1:], 1) if address == first)
     assert sum(nbytes for _, nbytes in seen[1:again]) >= 4 << 20
     seen.clear()
-    contestants = attention_decode(64, torch.float32, cold=False)
+    contestants = attention_decode(128, torch.float32, cold=False)
     for _ in range(3):
         contestants.ours()
     assert len({address for address, _ in seen}) == 1

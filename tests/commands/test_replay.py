@@ -41,7 +41,8 @@ def test_in_a_real_shell(shell: Run, tiny_gpt2: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flags",
     ["--json", "--temperature 1.5 --top-p 0.9 --seed 7 --num-samples 3", "--stop e --repetition-penalty 1.3",
-     "--beams 3", "-n 90 --ctx-overflow slide -c 30", "--dtype bfloat16 --logprobs 2 --json", "--quantize int4"],
+     "--beams 3", "-n 90 --ctx-overflow slide -c 30", "--dtype bfloat16 --logprobs 2 --json", "--quantize int4",
+     "--cache-dtype int8"],
 )  # fmt: skip
 def test_every_kind_of_run_replays(make: Any, invoke: Run, flags: str) -> None:
     receipt = make(flags)

@@ -24,6 +24,17 @@ def test_determinism_in_a_real_shell(shell: Run, tiny_gpt2: Path) -> None:
 
 
 @kernels_only
+def test_a_narrow_cache_changes_the_bits_once_and_for_all(shell: Run, tiny_gpt2: Path) -> None:
+    flags = f"-m {tiny_gpt2} {SMALL} --cache-dtype int8 --json"
+    result = shell(
+        f"llmcli verify cache -m {tiny_gpt2} --cache-dtype int8 > table && llmcli verify determinism {flags}"
+    )
+    assert (result.code, result.err) == (0, "")
+    got = json.loads(result.out)
+    assert (got["verdict"], got["llmcli"]["cache_dtype"]) == ("identical", "int8")
+
+
+@kernels_only
 def test_determinism_as_json(invoke: Run, tiny_gpt2: Path) -> None:
     result = invoke(f"verify determinism -m {tiny_gpt2} {SMALL} --json")
     assert (result.code, result.err) == (0, "")

@@ -57,6 +57,26 @@ def test_prefill_and_steps_equal_forward(changes: dict[str, Any], ids: torch.Ten
     assert state.lengths.tolist() == [40, 40, 40]
 
 
+@kernels_only
+@torch.inference_mode()
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float16, torch.int8], ids=str)
+def test_a_narrow_cache_gives_prompts_and_steps_the_same_bits(
+    held: torch.dtype, model: GPT2, ids: torch.Tensor
+) -> None:
+    narrow = build().pack()
+    narrow.cache_dtype = held
+    logits, wide = narrow(ids), model(ids)
+    assert 1e-5 < (logits - wide).abs().max() < 0.05 * wide.abs().max()
+    _, state = narrow.start(ids[:, :9], capacity=40)
+    for part in (slice(9, 10), slice(10, 25), slice(25, 39), slice(39, 40)):
+        assert torch.equal(narrow.step(ids[:, part], state), logits[:, part.stop - 1])
+    expected = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[..., 0]
+    close(narrow.logprobs(ids), expected)
+    position = {torch.int8: 8 + 4}.get(held, 8 * 2)  # bytes of a head's key
+    extra = narrow.bytes_read(10, 2) - narrow.bytes_read(0, 2)
+    assert extra == 2 * 10 * 2 * TINY.n_layer * TINY.n_head * position
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("chunk", [1, 7, 39, 40])
 def test_chunked_prefill_equals_whole(

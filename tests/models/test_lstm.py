@@ -120,3 +120,9 @@ def test_every_command_takes_it(shell: Any, tmp_path: Path) -> None:
         assert shell("llmcli verify cache -m model").code == 0
     assert "ship" in result.out or "old" in result.out or "calm" in result.out
     assert '"ppl"' in result.out
+
+
+def test_there_is_no_cache_of_keys_to_choose_a_type_for(tmp_path: Path, invoke: Any) -> None:
+    result = invoke(f"generate -m {write(tmp_path, build())} a --cache-dtype int8")
+    assert result.code == 2
+    assert "error: --cache-dtype int8: LSTM models have no cache to choose a type for; leave it out" in result.err

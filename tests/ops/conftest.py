@@ -12,7 +12,7 @@ from llmcli.ops import registry
 ISAS = registry.kernels.available_isas() if registry.kernels else ["torch"]
 # The kernels of CPUs with matrix tiles, on tiles made of AVX-512: they serve these tests, in bfloat16.
 EMULATED = "amx_emulated"
-TILED = ("test_attention", "test_linear", "test_decoder", "test_instruction_sets")
+TILED = ("test_attention", "test_cached_attention", "test_linear", "test_decoder", "test_instruction_sets")
 
 
 @pytest.fixture

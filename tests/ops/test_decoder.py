@@ -11,6 +11,7 @@ from torch import Tensor, library
 
 from llmcli.nn.quantized import quantize
 from llmcli.ops import decoder, linear_pack, linear_quantized_pack
+from llmcli.ops.cached_attention import BLOCK, CACHE_DTYPES, cache_bytes, write
 from llmcli.ops.decoder import ACTIVATIONS, PARTS, _fallback
 from tests.marks import kernels_only
 
@@ -28,8 +29,12 @@ def arguments(
     activation: str = "gelu_tanh",
     rms: bool = False,
     turned: int = 0,
+    held: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """Random arguments, a cache filled up to `lengths`; heads is (H, G, D), `turned` elements of each have angles."""
+    """Random arguments, a cache filled up to `lengths`; heads is (H, G, D), `turned` elements of each have angles.
+
+    held is what the cache holds.
+    """
     g = torch.Generator().manual_seed(len(lengths) + 31 * T)
     H, G, D = heads
 
@@ -42,6 +47,10 @@ def arguments(
     def norm() -> tuple[Tensor, Tensor]:
         return 1 + random(C, scale=0.1), random(0 if rms else C)
 
+    held = dtype if held is None else held
+    cache = torch.zeros(LAYERS, len(lengths), G, -(-CAPACITY // BLOCK), cache_bytes(held, D), dtype=torch.uint8)
+    for layer in range(LAYERS):
+        write(cache[layer], *(random(len(lengths), CAPACITY, G, D) for _ in range(2)), [0] * len(lengths), held)
     parts: list[Tensor] = []
     for _ in range(LAYERS):
         parts += [*norm(), *matrix((H + 2 * G) * D, C), *matrix(C, H * D), *norm()]
@@ -50,11 +59,11 @@ def arguments(
     return {
         "x": random(len(lengths), T, C),
         "update": random(1, T, C).expand(len(lengths), T, C),
-        "cache": random(LAYERS, 2, len(lengths), CAPACITY, G, D),
+        "cache": cache,
         "lengths": lengths,
         "parts": parts,
         "angles": [torch.randn(len(lengths), T, turned // 2, generator=g) for _ in range(2)] if turned else [],
-        "sizes": [H, inner, V, ACTIVATIONS.index(activation), int(rms)],
+        "sizes": [H, inner, V, ACTIVATIONS.index(activation), int(rms), D, CACHE_DTYPES.index(held)],
         "constants": [1e-5, D**-0.5, 0.7 * D**-0.5],
     }
 
@@ -90,6 +99,9 @@ def test_same_bits_as_one_by_one(isa: str, lengths: list[int], T: int, dtype: to
         {"heads": (4, 2, 17), "turned": 6},
         {"heads": (4, 1, 33), "inner": 65},
         {"heads": (1, 1, 128)},
+        {"held": torch.int8},
+        {"held": torch.float16, "heads": (4, 2, 17)},
+        {"held": torch.bfloat16, "activation": "silu_gate", "rms": True, "heads": (6, 2, 16), "turned": 16},
     ],
     ids=str,
 )
@@ -122,9 +134,9 @@ def test_float32_norms_under_a_narrower_x() -> None:
     assert_same(given)
 
 
-def test_cache_of_any_layout() -> None:
+def test_rows_and_blocks_of_a_larger_cache() -> None:
     given = arguments([140, 20])
-    given["cache"] = given["cache"].transpose(3, 4).contiguous().transpose(3, 4)[:, :, :, :150]
+    given["cache"] = given["cache"].repeat(1, 2, 1, 1, 1)[:, 1:3, :, :2]
     assert_same(given)
 
 
@@ -148,7 +160,7 @@ def test_bits_do_not_depend_on_threads_or_company(threads: None, lengths: list[i
     assert all(torch.equal(cache, caches[0]) for cache in caches)
     for row, length in enumerate(lengths):
         alone = {name: given[name][row : row + 1] for name in ("x", "update")}
-        cache = given["cache"][:, :, row : row + 1].clone()
+        cache = given["cache"][:, row : row + 1].clone()
         assert torch.equal(decoder(**{**given, **alone, "cache": cache, "lengths": [length]})[0], results[0][row])
 
 
@@ -161,11 +173,12 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lengths": [300]}, "holds 300 positions; 301 are needed"),
+        ({"lengths": [384]}, "holds 384 positions; 385 are needed"),
         ({"lengths": [1, 2]}, "differ from x in batch"),
-        ({"sizes": [4, 71, 90, 1, 0]}, "contiguous bias of 71"),
-        ({"sizes": [3, 72, 90, 1, 0]}, "H % G == 0"),
-        ({"sizes": [4, 72, 90, 7, 0]}, "unknown activation"),
+        ({"sizes": [4, 71, 90, 1, 0, 10, 0]}, "contiguous bias of 71"),
+        ({"sizes": [3, 72, 90, 1, 0, 10, 0]}, "H % G == 0"),
+        ({"sizes": [4, 72, 90, 7, 0, 10, 0]}, "unknown activation"),
+        ({"sizes": [4, 72, 90, 1, 0, 10, 3]}, "blocks of 5120 contiguous bytes"),
         ({"constants": [1e-5, 1.0]}, "do not belong to 2 layers"),
         ({"angles": [torch.zeros(1, 1, 6)] * 2}, "expected no angles, or cos and sin"),
     ],
