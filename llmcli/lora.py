@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.errors import InputError
-from llmcli.nn.linear import Linear
+from llmcli.nn.linear import Linear, product
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class LoRALinear(Linear):
 
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (W + scale B A)ᵀ, with a bias or without."""
-        low = F.linear(F.linear(x, self.lora_a), self.lora_b)
-        return torch.add(F.linear(x, self.weight, bias), low, alpha=self.scale)
+        low = product(product(x, self.lora_a), self.lora_b)
+        return torch.add(product(x, self.weight, bias), low, alpha=self.scale)
 
     @torch.no_grad()
     def merged(self) -> Linear:

@@ -42,6 +42,29 @@ struct SoftmaxBackwardArgs {
   bool log;
 };
 
+// Cross-entropy of rows of logits in float32, times scale; with `gradient` that replaces the logits. One item
+// is one row; scratch holds one row of floats.
+struct CrossEntropyArgs {
+  void* logits;            // (rows, V) contiguous
+  const int64_t* targets;  // (rows); below 0: the row does not count
+  double* losses;          // (rows)
+  int64_t size;            // V
+  float scale, smoothing;
+  DType dtype;
+  bool gradient;
+};
+
+// sum = part, or sum + part; where there is a y, it gets the sum, rounded, and sum is left alone. One item is
+// one row; all contiguous.
+struct AccumulateArgs {
+  const void* part;
+  float* sum;
+  void* y;
+  int64_t size;
+  DType dtype;  // of part and y
+  bool first;
+};
+
 // Layer norm, or RMS norm, of x, or of x + residual. One item is one row; outputs are contiguous.
 struct NormArgs {
   const void* x;
@@ -121,6 +144,24 @@ struct ColumnSumArgs {
   DType dtype;     // of y
 };
 constexpr int64_t kColumnGroup = 64;
+
+// c = a b, or c + a b with `add`, of float32 matrices: a (M,K) and b (K,N) by strides, c (M,N) by rows. One
+// call is one thread's; scratch holds matmul_scratch() bytes.
+struct MatmulArgs {
+  const float *a, *b;
+  float* c;
+  int64_t M, N, K;
+  int64_t a_m, a_k, b_k, b_n, c_m;
+  bool add;
+};
+constexpr int64_t kMatmulDepth = 128, kMatmulPanel = 64, kMatmulRows = 240, kMatmulColumns = 1536;
+inline int64_t matmul_panels(int64_t columns) {  // packed at once, in columns
+  const int64_t some = columns < kMatmulColumns ? columns : kMatmulColumns;
+  return (some + kMatmulPanel - 1) / kMatmulPanel * kMatmulPanel;
+}
+inline int64_t matmul_scratch(int64_t columns) {
+  return 4 * kMatmulDepth * (matmul_panels(columns) + kMatmulRows);
+}
 
 // y = x W^T + bias on packed weights. Items: panels of 64 columns × blocks of 48 rows, panel-major.
 struct LinearArgs {
@@ -267,11 +308,14 @@ struct Kernels {
   int lanes;  // floats in one vector
   void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end, float* scratch);
   void (*softmax_backward)(const SoftmaxBackwardArgs& args, int64_t begin, int64_t end);
+  void (*cross_entropy)(const CrossEntropyArgs& args, int64_t begin, int64_t end, float* scratch);
+  void (*accumulate)(const AccumulateArgs& args, int64_t begin, int64_t end);
   void (*norm)(const NormArgs& args, int64_t begin, int64_t end);
   void (*norm_backward)(const NormBackwardArgs& args, int64_t begin, int64_t end);
   void (*gelu)(const GeluArgs& args, int64_t begin, int64_t end);
   void (*silu_gate)(const SiluGateArgs& args, int64_t begin, int64_t end);
   void (*column_sum)(const ColumnSumArgs& args, int64_t begin, int64_t end);
+  void (*matmul)(const MatmulArgs& args, void* scratch);
   void (*linear)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_pack)(const LinearPackArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized_rows)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);

@@ -137,6 +137,30 @@ def attention_decode(S: int, dtype: torch.dtype, *, cold: bool) -> Contestants:
     return Contestants(run_ours, run_torch)
 
 
+def linear_training(rows: int, K: int, N: int, dtype: torch.dtype) -> Contestants:
+    """A linear layer without bias and the gradients of both factors."""
+    x, weight, gradient = (torch.randn(shape).to(dtype) for shape in ((rows, K), (N, K), (rows, N)))
+    both = (x.requires_grad_(), weight.requires_grad_())
+    return Contestants(
+        lambda: torch.autograd.grad(ops.matmul(x, weight.t()), both, gradient),
+        lambda: torch.autograd.grad(F.linear(x, weight), both, gradient),
+    )
+
+
+def vocabulary_loss(rows: int, width: int, V: int, dtype: torch.dtype) -> Contestants:
+    """Vocabulary projection, mean cross-entropy, and the gradients of both factors."""
+    x, weight = (torch.randn(n, width).mul_(width**-0.25).to(dtype).requires_grad_() for n in (rows, V))
+    targets = torch.randint(V, (rows,))
+
+    def run_ours() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(ops.linear_cross_entropy(x, weight, targets, scale=1 / rows), (x, weight))
+
+    def run_torch() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(F.cross_entropy(F.linear(x, weight), targets), (x, weight))
+
+    return Contestants(run_ours, run_torch)
+
+
 def rowwise(
     shape: tuple[int, int],
     dtype: torch.dtype,
@@ -215,6 +239,19 @@ def attention_cases(dtype: torch.dtype, lengths: Sequence[int], cache: int) -> I
     yield Case("attention", "decode, hot", shape, dtype, moved, "read", hot)
 
 
+def training_cases(dtype: torch.dtype, divide: int) -> Iterator[Case]:
+    """Layers of GPT-2 on 1,024 tokens and its head on 4 x 1,024: three products each."""
+    rows, width, inner, V = (max(64, n // divide) for n in (1024, 768, 3072, 50257))
+    if dtype == torch.float32:  # narrower products are torch's own
+        build, shape = partial(linear_training, rows, width, inner, dtype), f"M{rows} K{width} N{inner}"
+        yield Case(
+            "matmul", "forward + backward", shape, dtype, 6 * rows * width * inner, "matrix", build, gradients=True
+        )
+    build, shape = partial(vocabulary_loss, 4 * rows, width, V, dtype), f"N{4 * rows} C{width} V{V}"
+    amount, name = 24 * rows * width * V, "linear_cross_entropy"
+    yield Case(name, "forward + backward", shape, dtype, amount, "matrix", build, 1.3, gradients=True)
+
+
 Builder = Callable[[tuple[int, int], torch.dtype], Contestants]
 
 
@@ -248,5 +285,6 @@ def kernel_cases(operators: Sequence[str] = (), dtypes: Sequence[torch.dtype] = 
     for dtype in dtypes or (torch.float32, torch.bfloat16):
         cases += attention_cases(dtype, lengths, cache)
         cases += rowwise_cases(dtype, divide)
+        cases += training_cases(dtype, divide)
     chosen = [case for case in cases if not operators or case.op in operators]
     return chosen if divide == 1 else [replace(case, goal_ratio=None, goal_share=None) for case in chosen]

@@ -22,7 +22,17 @@ from llmcli.commands.progress import Progress
 from llmcli.commands.terminal import open_output
 from llmcli.errors import InputError
 
-OPERATORS = ("attention", "softmax", "layer_norm", "add_layer_norm", "rms_norm", "gelu", "silu_gate")
+OPERATORS = (
+    "attention",
+    "softmax",
+    "layer_norm",
+    "add_layer_norm",
+    "rms_norm",
+    "gelu",
+    "silu_gate",
+    "matmul",
+    "linear_cross_entropy",
+)
 
 
 @click.command(
@@ -65,10 +75,11 @@ def kernels(
 ) -> None:
     """Time single operators beside torch's, in alternating order within one run.
 
-    Each is one of attention, softmax, layer_norm, add_layer_norm, rms_norm, gelu, silu_gate (default: all), and its
-    results are first checked against torch's (exit 3 when they differ). Reports the ratio of the times, the percentage
-    of the machine's ceiling (memory bandwidth or matrix product) in the same run, and whether the goals are met:
-    "inconclusive" when the 95 % interval holds the goal. -o FOLDER writes a file named by the CPU.
+    Each is one of attention, softmax, layer_norm, add_layer_norm, rms_norm, gelu, silu_gate, matmul and
+    linear_cross_entropy (default: all), and its results are first checked against torch's (exit 3 when they differ).
+    Reports the ratio of the times, the percentage of the machine's ceiling (memory bandwidth or matrix product) in the
+    same run, and whether the goals are met: "inconclusive" when the 95 % interval holds the goal. -o FOLDER writes a
+    file named by the CPU.
     """
     if "auto" in dtype:
         raise InputError("--dtype auto needs a model: expected float32, bfloat16 or float16")

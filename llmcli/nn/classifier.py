@@ -35,9 +35,19 @@ class Classifier(nn.Module):
         self.score.weight.normal_(0.0, 0.02, generator=generator)
         return self
 
+    @property
+    def head(self) -> Tensor:
+        """The matrix (N,C) that makes logits of what `hidden` gives."""
+        return self.score.weight
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """What the head reads, at every position: ids (B,T) → (B,T,C)."""
+        states: Tensor = self.decoder.hidden(ids)
+        return states
+
     def forward(self, ids: Tensor) -> Tensor:
         """Logits after every token, for training: ids (B,T) → (B,T,N)."""
-        logits: Tensor = self.score(self.decoder.hidden(ids))
+        logits: Tensor = self.score(self.hidden(ids))
         return logits
 
     def classify(self, ids: Tensor, lengths: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.nn.quantized import quantize
-from llmcli.ops import linear, linear_pack, linear_quantized, linear_quantized_pack
+from llmcli.ops import linear, linear_pack, linear_quantized, linear_quantized_pack, matmul
 
 
 class Linear(nn.Linear):
@@ -56,7 +56,22 @@ class Linear(nn.Linear):
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T, with a bias or, where the next operator fuses it, without."""
         if self.packed is None:
-            return F.linear(x, self.weight, bias)
+            return product(x, self.weight, bias)
         if self.bits:
             return linear_quantized(x, self.packed, bias, self.out_features, self.bits)
         return linear(x, self.packed, bias, self.out_features)
+
+
+MANY_ROWS = 32  # fewer do not pay for bringing the weight into the kernel's order in each product
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias for a weight as it lies: x (..., K), weight (N, K) → (..., N).
+
+    float32 on a CPU is our kernel's where there are many rows; all else is torch's.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if x.dtype != torch.float32 or x.device.type != "cpu" or len(flat) < MANY_ROWS:
+        return F.linear(x, weight, bias)
+    y = matmul(flat, weight.t()).view(*x.shape[:-1], len(weight))
+    return y if bias is None else y + bias

@@ -8,7 +8,9 @@ from llmcli.ops.attention import attention
 from llmcli.ops.cached_attention import cached_attention
 from llmcli.ops.decoder import decoder
 from llmcli.ops.linear import linear, linear_pack
+from llmcli.ops.linear_cross_entropy import linear_cross_entropy
 from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
+from llmcli.ops.matmul import matmul
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llmcli.ops.quantize import quantize
 from llmcli.ops.recurrent_cell import gru_cell, lstm_cell
@@ -25,10 +27,12 @@ __all__ = [
     "gru_cell",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "linear_pack",
     "linear_quantized",
     "linear_quantized_pack",
     "lstm_cell",
+    "matmul",
     "quantize",
     "rms_norm",
     "rotary",

@@ -64,6 +64,18 @@ def softmax_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
             yield f"{shape}", (cast(normal(*shape, seed=1)), cast(y.log() if log else y), 0.5, log)
 
 
+def linear_cross_entropy(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Rows that do not count, smoothed targets, sums over several pieces of rows, the loss alone."""
+    for rows, C, V in [(1, 1, 1), (7, 17, 65), (130, 24, 2100), (1100, 8, 5), (0, 8, 8)]:
+        x, weight = cast(normal(rows, C)), cast(normal(V, C, seed=1))
+        targets = torch.randint(V, (rows,), generator=torch.Generator().manual_seed(2))
+        name = f"{rows} rows C{C} V{V}"
+        yield f"{name} loss alone", (x, weight, targets, 1.0, 0.0, False, False)
+        targets[::5] = -100
+        for smoothing in (0.0, 0.1):
+            yield name, (x, weight, targets, 0.5, smoothing, True, True)
+
+
 def attention(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Full and causal, with bias, and with key lengths of which one is 0."""
     for B, T, S, H, G, D in HEADS:
@@ -183,6 +195,14 @@ def silu_gate_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
         yield name, (cast(normal(*gate.shape, seed=3)), gate, up, *biases)
 
 
+def matmul(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Every layout of both factors, sizes around those of the kernel's blocks."""
+    for M, K, N in [*MATRICES, (241, 129, 65), (50, 300, 1537)]:
+        for a in (cast(normal(M, K)), cast(normal(K, M)).t()):
+            for b in (cast(normal(K, N, seed=1)), cast(normal(N, K, seed=1)).t()):
+                yield f"M{M} K{K} N{N} strides {a.stride()} {b.stride()}", (a, b)
+
+
 def linear_pack(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Weights of awkward sizes; packing moves numbers, so nothing but equality is right."""
     for _, K, N in MATRICES:
@@ -267,6 +287,7 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "softmax": softmax,
     "softmax_out": softmax_out,
     "softmax_backward": softmax_backward,
+    "linear_cross_entropy": linear_cross_entropy,
     "rotary": rotary,
     "lstm_cell": lstm_cell,
     "gru_cell": gru_cell,
@@ -277,6 +298,7 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "gelu_backward": gelu_backward,
     "silu_gate": silu_gate,
     "silu_gate_backward": silu_gate_backward,
+    "matmul": matmul,
     "linear_pack": linear_pack,
     "linear": linear,
     "quantize": quantize,
