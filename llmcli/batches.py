@@ -5,16 +5,18 @@ Ids only, no text.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llmcli.errors import InputError
-from llmcli.loss import IGNORED
 
+IGNORED = -100  # a target that is not learned and does not count; torch's own default
 # Tokens of a shard: enough for full speed of the matrix products, few enough that its activations stay near a core.
 SHARD_TOKENS = 1024
 
@@ -36,13 +38,34 @@ class HeldOut:
     n_bytes: int
 
 
+class Shards:
+    """Streams of ids (n,), one after the other, read as one; what is not asked for is not touched."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, where: slice) -> Tensor:
+        """The ids of a slice with a step of 1."""
+        begin, end, _ = where.indices(len(self))
+        found, place = [], bisect.bisect_right(self.ends, begin)
+        while begin < end:
+            first = self.ends[place] - len(self.parts[place])
+            found.append(self.parts[place][begin - first : end - first])
+            begin, place = self.ends[place], place + 1
+        return torch.cat(found) if found else self.parts[0][:0]
+
+
 class Windows:
     """Random windows of a token stream (N,): every epoch visits each of them once, in an order drawn from the seed.
 
     An epoch also draws where the first window starts, so that the cuts fall elsewhere each time.
     """
 
-    def __init__(self, stream: Tensor, length: int, seed: int) -> None:
+    def __init__(self, stream: Tensor | Shards, length: int, seed: int) -> None:
         self.stream, self.length, self.seed = stream, length, seed
         # The random start may cost one window; each window also needs the token after it as its last target.
         self.per_epoch = (len(stream) - length) // length
@@ -122,7 +145,7 @@ def held_out_rows(rows: Sequence[Row], n_bytes: int) -> HeldOut:
     return HeldOut(shards, n_bytes)
 
 
-def held_out(stream: Tensor, length: int, n_bytes: int) -> HeldOut:
+def held_out(stream: Tensor | Shards, length: int, n_bytes: int) -> HeldOut:
     """A stream (N,) in windows of `length` side by side; its first token has nothing before it and is not scored."""
     inputs, targets = stream[:-1].long(), stream[1:].long()
     whole = len(inputs) // length * length

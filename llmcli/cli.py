@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "score": ("llmcli.commands.score", "Show how surprising each token is; lint, heat map, multiple choice."),
     "train": ("llmcli.commands.train", "Train a model from scratch on text."),
     "finetune": ("llmcli.commands.finetune", "Continue training a model, on texts or examples."),
+    "plot": ("llmcli.commands.plot", "Draw the curves of training runs, as text or as a picture."),
     "evaluate": ("llmcli.commands.evaluate", "Compare what a model writes with what it should have written."),
     "classify": ("llmcli.commands.classify", "Label texts with a model that was fine-tuned for it."),
     "fill-mask": ("llmcli.commands.fill_mask", "Fill in the masked tokens of texts with an encoder."),

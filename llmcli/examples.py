@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmcli.batches import Row
+from llmcli.batches import IGNORED, Row
 from llmcli.data import Document, document, read_files
 from llmcli.errors import InputError, ModelError
-from llmcli.loss import IGNORED
 from llmcli.tokenizer import END_OF_TEXT, Tokenizer
 
 TOGETHER = 256  # examples encoded at once, in parallel

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from llmcli import data, loading, lora
-from llmcli.batches import HeldOut, Row, Shard
+from llmcli.batches import IGNORED, HeldOut, Row, Shard
 from llmcli.chat_template import ChatTemplate
 from llmcli.classification import Figures, figures
 from llmcli.errors import InputError, ModelError
 from llmcli.examples import Labelled
 from llmcli.loading import CLASSIFIES, Loaded
 from llmcli.lora import LoRA
-from llmcli.loss import IGNORED
 from llmcli.models import model_class
 from llmcli.nn.classifier import classifier
 from llmcli.training import DROPOUTS, Trainer

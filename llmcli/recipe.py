@@ -30,6 +30,7 @@ class Recipe:
     weight_decay: float = 0.1
     label_smoothing: float = 0.0
     clip: float = 1.0
+    skip_spikes: float = 0.0  # standard deviations above the mean of recent losses; 0: never
     activation_checkpointing: bool = False
     seed: int = 0
     dtype: str = "float32"
@@ -38,7 +39,16 @@ class Recipe:
         for name in ("iters", "batch_size", "grad_accum", "ctx_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "weight_decay", "label_smoothing", "clip"):
+        for name in (
+            "lr",
+            "min_lr",
+            "warmup_steps",
+            "decay_steps",
+            "weight_decay",
+            "label_smoothing",
+            "clip",
+            "skip_spikes",
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{name} must be a number not below 0, not {value}")

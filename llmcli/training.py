@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import json
 import math
 import os
@@ -23,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llmcli.batches import Batches, HeldOut, Shard, cut
+from llmcli.batches import IGNORED, Batches, HeldOut, Shard, cut
 from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError, ResourceError
-from llmcli.loss import IGNORED, cross_entropy
 from llmcli.models import model_class
+from llmcli.ops import linear_cross_entropy
 from llmcli.recipe import Recipe, learning_rate
 from llmcli.tokenizer import Tokenizer
 
@@ -38,6 +39,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 STATE = "training.safetensors"  # float32 weights, AdamW's moments, the number of steps done
 MOMENTS = ("exp_avg", "exp_avg_sq")
+RECENT = 64  # steps whose losses say what a spike is
 DROPOUTS = ("embd_pdrop", "resid_pdrop", "attn_pdrop")  # keys of a model's configuration
 
 
@@ -50,6 +52,7 @@ class Step:
     lr: float
     grad_norm: float
     tokens_per_second: float
+    skipped: bool = False  # a spike: the weights are those of before
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class Trainer:
     ) -> None:
         self.model, self.batches, self.recipe = model, batches, recipe
         self.export = export or model.checkpoint  # what a checkpoint's model.safetensors holds
-        self.steps_done = self.tokens_read = 0
+        self.steps_done = self.tokens_read = self.skipped = 0
+        self.recent: list[float] = []  # losses of the last steps that were not skipped, where spikes are
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.names = list(trained)
         self.masters = [  # contiguous, as a checkpoint will bring them back
@@ -133,6 +137,20 @@ class Trainer:
             recompute_blocks(model, dropout=dropout)
         self._publish()
 
+    @property
+    def flops_per_token(self) -> float | None:
+        """Floating-point operations that one token of a full row needs, forward and backward.
+
+        The backward pass costs twice the forward, once where the weights are frozen; what is computed again or spent
+        on padding does not count. None for an architecture that does not count its own.
+        """
+        length = self.recipe.ctx_size
+        flops = getattr(self.model, "flops", None) or getattr(getattr(self.model, "decoder", None), "flops", None)
+        if flops is None:
+            return None
+        forward = flops(length, 0) / length + 2 * self.model.projection.numel() * (length - 1) / length
+        return float(forward * (2 if len(self.names) < len(list(self.model.parameters())) else 3))
+
     def step(self) -> Step:
         """One optimizer step; raises InputError, before touching the weights, when loss or gradient is not finite."""
         began = time.perf_counter()
@@ -155,19 +173,21 @@ class Trainer:
                     f"training diverged at step {self.steps_done + 1}: loss {loss}, gradient norm {norm}, "
                     f"learning rate {rate:g}; lower --lr or lengthen --warmup-steps"
                 )
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
+            if not (skipped := self._is_spike(loss)):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                self.optimizer.step()
             self.optimizer.zero_grad()
             self._publish()
         self.steps_done += 1
+        self.skipped += skipped
         n_tokens = sum(inputs.numel() for inputs, _ in shards)
         self.tokens_read += n_tokens
-        return Step(self.steps_done, loss, rate, norm, n_tokens / (time.perf_counter() - began))
+        return Step(self.steps_done, loss, rate, norm, n_tokens / (time.perf_counter() - began), skipped)
 
     def evaluate(self, held: HeldOut) -> Evaluation:
         """Score every target of a validation."""
-        total = sum(self.map(self._loss, held.shards))
+        total = sum(loss.item() for loss in self.map(self._loss, held.shards))
         n_targets = sum(int((targets != IGNORED).sum()) for _, targets in held.shards)
         return Evaluation(self.steps_done, total / n_targets, total / math.log(2) / held.n_bytes, n_targets)
 
@@ -185,6 +205,8 @@ class Trainer:
         partial = directory / ".partial"
         weights = dict(zip(self.names, self.masters, strict=True))
         state = {"step": torch.tensor(self.steps_done)}
+        if self.recipe.skip_spikes:
+            state |= {"skipped": torch.tensor(self.skipped), "recent": torch.tensor(self.recent, dtype=torch.float64)}
         for name, master in weights.items():
             state[f"weight.{name}"] = master.detach()
             for moment in MOMENTS:
@@ -210,9 +232,19 @@ class Trainer:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    def sha256(self) -> str:
+        """Hash of the float32 weights."""
+        digest = hashlib.sha256()
+        for name, master in zip(self.names, self.masters, strict=True):
+            digest.update(name.encode() + master.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
     def restore(self, directory: Path) -> None:
         """Continue from a checkpoint that `save` wrote. Raises ModelError when it is of another shape."""
         state = safetensors.open(directory / STATE)
+        self.steps_done, self.skipped = int(state["step"]), int(state.get("skipped", 0))
+        self.recent = state["recent"].tolist() if "recent" in state else []
+        updates = torch.tensor(float(self.steps_done - self.skipped), device=self.device)
         for name, master in zip(self.names, self.masters, strict=True):
             parts = [state.get(f"{part}.{name}") for part in ("weight", *MOMENTS)]
             found = [part.to(self.device) for part in parts if part is not None and part.shape == master.shape]
@@ -220,19 +252,33 @@ class Trainer:
                 raise ModelError(f"{directory / STATE}: {name} is missing or of another shape than this model's")
             master.data.copy_(found[0])
             moments = {part: tensor.clone() for part, tensor in zip(MOMENTS, found[1:], strict=True)}
-            self.optimizer.state[master] = {"step": state["step"].float().to(self.device), **moments}
-        self.steps_done = int(state["step"])
+            self.optimizer.state[master] = {"step": updates.clone(), **moments}
         self._publish()
 
+    def _is_spike(self, loss: float) -> bool:
+        """Whether a loss stands out from those of the last RECENT steps, and is left out; never among the first."""
+        if not self.recipe.skip_spikes:
+            return False
+        if len(self.recent) == RECENT:
+            mean = sum(self.recent) / RECENT
+            deviation = math.sqrt(sum((one - mean) ** 2 for one in self.recent) / RECENT)
+            if loss > mean + self.recipe.skip_spikes * deviation:
+                return True
+            del self.recent[0]
+        self.recent.append(loss)
+        return False
+
     def _gradients(self, scale: float, shard: Shard) -> tuple[float, tuple[Tensor, ...]]:
-        inputs, targets = (part.to(self.device) for part in shard)
-        loss = cross_entropy(self.model(inputs), targets, scale, self.recipe.label_smoothing)
+        loss = self._loss(shard, scale, self.recipe.label_smoothing)
         return loss.item(), torch.autograd.grad(loss, self.parameters)
 
-    def _loss(self, shard: Shard) -> float:
+    def _loss(self, shard: Shard, scale: float = 1.0, smoothing: float = 0.0) -> Tensor:
+        """scale times the sum over a shard's targets; rows without a target do not reach the head."""
         inputs, targets = (part.to(self.device) for part in shard)
-        logits = self.model(inputs).flatten(0, 1).float()
-        return nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum").item()
+        hidden, known = self.model.hidden(inputs), targets != IGNORED
+        if not known.all():
+            hidden, targets = hidden[known], targets[known]
+        return linear_cross_entropy(hidden, self.model.projection, targets, scale=scale, smoothing=smoothing)
 
     def _publish(self) -> None:
         with torch.no_grad():
@@ -268,6 +314,21 @@ def recompute_blocks(model: nn.Module, *, dropout: bool) -> None:
             block.forward = functools.partial(
                 checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
             )
+
+
+def verify_resume(make: Callable[[], Trainer], steps: int, directory: Path) -> tuple[str, str]:
+    """Hashes of the weights after `steps` steps, straight and with a stop in the middle; `directory` is for that."""
+    straight = make()
+    first = make()
+    for trainer, n in ((straight, steps), (first, steps // 2)):
+        for _ in range(n):
+            trainer.step()
+    first.save(directory, {})
+    resumed = make()
+    resumed.restore(directory)
+    while resumed.steps_done < steps:
+        resumed.step()
+    return straight.sha256(), resumed.sha256()
 
 
 def run(

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from llmcli import batches, examples
+from llmcli.batches import IGNORED
 from llmcli.chat_template import SIMPLE, ChatTemplate
 from llmcli.data import Document
 from llmcli.errors import InputError
 from llmcli.examples import Example, Labelled
-from llmcli.loss import IGNORED
 from llmcli.tokenizer import Tokenizer
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from llmcli import batches, data, training
-from llmcli.batches import Windows, held_out
+from llmcli.batches import IGNORED, Windows, held_out
 from llmcli.errors import InputError, ModelError, ResourceError
-from llmcli.loss import IGNORED, cross_entropy
 from llmcli.models.gpt2 import GPT2
 from llmcli.recipe import Recipe, learning_rate
 from llmcli.training import Step, Trainer
@@ -89,26 +88,6 @@ def test_windows_need_two_of_them() -> None:
     Windows(torch.arange(20), 10, 0).batch(0, 3)
     with pytest.raises(InputError, match="19 tokens"):
         Windows(torch.arange(19), 10, 0)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_and_gradient_are_torchs(dtype: torch.dtype, smoothing: float) -> None:
-    logits = torch.randn(2, 150, 37, generator=torch.Generator().manual_seed(0)).mul_(4).to(dtype)
-    targets = torch.randint(37, (2, 150), generator=torch.Generator().manual_seed(1))
-    targets[:, ::3] = IGNORED
-    exact = logits.double().requires_grad_()
-    expected = 0.25 * torch.nn.functional.cross_entropy(
-        exact.flatten(0, 1), targets.flatten(), reduction="sum", label_smoothing=smoothing
-    )
-    expected.backward()
-    ours = logits.clone().requires_grad_()
-    loss = cross_entropy(ours * 1, targets, 0.25, smoothing)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-    assert not ours.grad[:, ::3].any()
 
 
 def test_shards_end_at_their_last_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +205,50 @@ def test_stopped_and_resumed_is_never_stopped(stream: Tensor, tmp_path: Path, dt
         assert report.step > 2
     assert second.steps_done == recipe.iters
     assert torch.equal(weights(second), weights(whole))
+
+
+def test_a_spike_is_left_out_and_a_resumed_run_knows_it(
+    stream: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "RECENT", 3)
+    recipe = replace(RECIPE, iters=9, skip_spikes=4.0)
+
+    def spike(trainer: Trainer) -> Trainer:
+        """The batch of the fifth step is of other tokens, of which nothing was learned."""
+        batch = trainer.batches.batch
+
+        def other(first: int, size: int) -> batches.Shard:
+            inputs, targets = batch(first, size)
+            return (inputs, torch.full_like(targets, 319)) if first == 4 * recipe.rows_per_step else (inputs, targets)
+
+        monkeypatch.setattr(trainer.batches, "batch", other)
+        return trainer
+
+    whole = spike(make(stream, recipe))
+    steps = []
+    for _ in range(recipe.iters):
+        before = weights(whole)
+        steps.append(whole.step())
+        assert torch.equal(weights(whole), before) == steps[-1].skipped
+    assert [step.step for step in steps if step.skipped] == [5]
+    straight, resumed = training.verify_resume(lambda: spike(make(stream, recipe)), 9, tmp_path)
+    assert straight == resumed == whole.sha256()
+    late = training.verify_resume(lambda: spike(make(stream, replace(recipe, iters=12))), 12, tmp_path)
+    assert late[0] == late[1]
+
+
+def test_verify_resume_finds_a_difference(stream: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight, resumed = training.verify_resume(lambda: make(stream), 4, tmp_path)
+    assert straight == resumed
+    restore = Trainer.restore
+
+    def forgetful(trainer: Trainer, directory: Path) -> None:
+        restore(trainer, directory)
+        trainer.optimizer.state.clear()
+
+    monkeypatch.setattr(Trainer, "restore", forgetful)
+    straight, resumed = training.verify_resume(lambda: make(stream), 4, tmp_path)
+    assert straight != resumed
 
 
 def test_restore_refuses_another_shape(stream: Tensor, tmp_path: Path) -> None:

@@ -121,6 +121,13 @@ def matrix_size(dtype: torch.dtype, device: torch.device, clock: Clock) -> int:
     return size
 
 
+def matrix_rate(dtype: str, device: torch.device) -> float:
+    """GFLOP/s of the best product of 1024 × 1024 matrices in a tenth of a second or so: a peak to hold a run to."""
+    patterns, amount = matrix_patterns(MATRIX_SIZE // 2, getattr(torch, dtype), device)
+    patterns = {name: synchronized(work, device) for name, work in patterns.items()}
+    return best_rate(patterns, amount, rounds=2, clock=time.perf_counter_ns)[0]
+
+
 def register_peak(dtype: str) -> float:
     """GFLOP/s of multiply-adds in registers on all threads at once; 0 where our kernels have no such instruction."""
     if registry.kernels is None or dtype not in ("float32", "bfloat16"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands import learning, material, terminal
+from llmcli.commands import learning, material, terminal, watching
 from llmcli.commands.learning import Run, recipe_options, run_options
 from llmcli.commands.options import (
     WRITES,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from llmcli.finetuning import ClassEvaluation
     from llmcli.loading import Loaded
     from llmcli.lora import LoRA
+    from llmcli.training import Trainer
 
 RATE, LORA_RATE = 3e-4, 2e-3
 KINDS = {"lm": WRITES, "classify": ("decoder", "encoder")}  # of models that can learn a task
@@ -90,6 +92,8 @@ def command(
     """
     if not (data or files):
         raise InputError("expected examples or text, got none; pass --data PATH, or '-' for standard input")
+    if task == "classify" and run.sample_every:
+        raise InputError("--sample-every: expected --task lm, got a classifier, which writes no text")
     choice.prepare(training=True)
     from llmcli import finetuning, training
 
@@ -98,7 +102,7 @@ def command(
     loaded = load(choice, KINDS[task], flags["dropout"])
     finetuning.check_output(Path(run.output), loaded)
     lessons = (material.classes if task == "classify" else material.language)(
-        loaded, records, val_records, val_fraction, flags
+        loaded, records, val_records, val_fraction, flags | {"token_cache": run.token_cache}
     )
     began = finetuning.origin(loaded, task, adapters, lessons.labels)
     start = run.start()
@@ -113,8 +117,14 @@ def command(
         ctx_size=lessons.ctx_size,
         dtype=dtype,
     )
-    model, export = finetuning.prepare(loaded.model, adapters, lessons.labels, flags["seed"])
-    trainer = training.Trainer(model, lessons.batches, recipe, export=export)
+
+    def make(decoder: Any) -> Trainer:
+        model, export = finetuning.prepare(decoder, adapters, lessons.labels, flags["seed"])
+        return training.Trainer(model, lessons.batches, recipe, export=export)
+
+    if run.verify_resume:
+        return learning.verify_resume(lambda: make(copy.deepcopy(loaded.model)), run)
+    trainer = make(loaded.model)
     if start is not None:
         trainer.restore(start)
     learning.announce(trainer, lessons.amount)
@@ -131,6 +141,7 @@ def command(
         evaluate=evaluate,
         describe=learning.loss_in_words if lessons.labels is None else figures_in_words,
         table=None if lessons.labels is None else figures_as_table,
+        sample=watching.sampler(trainer, loaded.tokenizer, run.sample_prompt) if run.sample_every else None,
     )
 
 

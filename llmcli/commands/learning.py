@@ -18,12 +18,13 @@ from llmcli.commands import terminal
 from llmcli.commands.options import Number, gather, option
 from llmcli.commands.parameters import Function
 from llmcli.commands.progress import Progress
-from llmcli.errors import InputError
+from llmcli.commands.watching import Journal, Speed, open_journal
+from llmcli.errors import GateFailed, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmcli.batches import Row
+    from llmcli.batches import Row, Shards
     from llmcli.data import Document
     from llmcli.examples import Example
     from llmcli.recipe import Recipe
@@ -73,6 +74,13 @@ def recipe_options(
             "--label-smoothing", type=Number(0, 1, max_open=True), default=0.0, help="Share spread over all tokens."
         ),
         option("--clip", type=Number(0), default=1.0, help="Largest gradient norm; 0 for no limit."),
+        option(
+            "--skip-spikes",
+            type=Number(0),
+            default=0.0,
+            metavar="DEVIATIONS",
+            help="Leave out a step whose loss is so many standard deviations above the last 64; 0 for never.",
+        ),
         option("--dropout", type=Number(0, 1, max_open=True), default=0.0, help="Dropout of embeddings and residuals."),
         option(
             "--activation-checkpointing",
@@ -111,6 +119,18 @@ class Run:
     json: bool
     eval_every: int
     save_every: int
+    sample_every: int | None
+    sample_prompt: str
+    tensorboard: str | None
+    verify_resume: int | None
+    token_cache: str | None
+
+    def journal(self, start: Path | None) -> contextlib.AbstractContextManager[Journal]:
+        """The run's log, its own directory's begun anew unless it continues, and TensorBoard."""
+        from llmcli.curves import LOG
+
+        log = Path(self.output) / LOG if self.log is None else Path(self.log)
+        return open_journal(log, anew=self.log is None and start is None, tensorboard=self.tensorboard)
 
     def start(self) -> Path | None:
         """The directory of the checkpoint to continue from; None for a new run."""
@@ -122,13 +142,27 @@ class Run:
 
 
 def run_options(function: Function) -> Function:
-    """Add --output, --resume, --eval-every, --save-every, --log and --json; the command gets them as `run: Run`."""
+    """Add --output, --resume, --log and the others of `Run`; the command gets them as `run: Run`."""
     flags = (
         option("--eval-every", type=click.IntRange(1), default=250, metavar="N", help="Steps between validations."),
         option("--save-every", type=click.IntRange(1), default=250, metavar="N", help="Steps between checkpoints."),
         option("--output", required=True, metavar="DIR", help="Directory of the model."),
         option("--resume", metavar="auto|DIR", help="Continue from a checkpoint; auto is --output's, if there is one."),
-        option("--log", metavar="FILE", help="Write every step and validation as JSONL."),
+        option("--log", metavar="FILE", help="Append steps, validations and samples as JSONL. [default: in --output]"),
+        option("--sample-every", type=click.IntRange(1), metavar="N", help="Steps between samples of what it writes."),
+        option("--sample-prompt", default="", metavar="TEXT", help="What samples begin with. [default: nothing]"),
+        option("--tensorboard", metavar="DIR", help="Show the log's figures in TensorBoard, too."),
+        option(
+            "--token-cache",
+            metavar="DIR|off",
+            help="Keep tokens here for the next run. [default: ~/.cache/llmcli/tokens, for 4 MB of text or more]",
+        ),
+        option(
+            "--verify-resume",
+            type=click.IntRange(2),
+            metavar="N",
+            help="Only train N steps twice, straight and stopped in the middle; exit 3 where the weights differ.",
+        ),
         option("--json", is_flag=True, help="Print the summary as JSON."),
     )
     return gather(function, Run, "run", flags)
@@ -143,18 +177,19 @@ def follow(
     evaluate: Callable[[], Any] | None,
     describe: Callable[[Any], str],
     table: Callable[[Any], str] | None = None,
+    sample: Callable[[int], str] | None = None,
 ) -> None:
     """Train to the end of the recipe or to Ctrl-C, with progress, log and checkpoints; then print the summary.
 
     `evaluate` makes a report, a dataclass with the field `step`, which `describe` puts into words; the last one is also
-    shown as a `table` on stderr.
+    shown as a `table` on stderr. `sample` writes text after a given step.
     """
     from llmcli import training
 
     began, resumed_at, step, evaluation = time.perf_counter(), trainer.steps_done, None, None
-    iters = trainer.recipe.iters
+    iters, speed = trainer.recipe.iters, Speed(trainer)
     with terminal.interruptible() as interrupt:
-        with Progress("training", total=iters, unit="steps") as progress, open_log(run.log) as journal:
+        with Progress("training", total=iters, unit="steps") as progress, run.journal(run.start()) as journal:
             for report in training.run(
                 trainer,
                 Path(run.output),
@@ -166,7 +201,13 @@ def follow(
                 journal(asdict(report))
                 if isinstance(report, training.Step):
                     step = report
-                    progress(report.step, note=f"loss {report.loss:.3f}, {report.tokens_per_second:.0f} tokens/s")
+                    if report.skipped:
+                        terminal.note(f"step {report.step}: loss {report.loss:.4f} is a spike; its update is left out")
+                    progress(report.step, note=speed(report))
+                    if sample and run.sample_every and (report.step % run.sample_every == 0 or report.step == iters):
+                        text = sample(report.step)
+                        journal({"step": report.step, "prompt": run.sample_prompt, "sample": text})
+                        terminal.note(f"step {report.step} writes: {run.sample_prompt}{text}")
                 else:
                     evaluation = report
                     terminal.note(f"step {report.step}: {describe(report)}")
@@ -187,6 +228,7 @@ def follow(
             **(asdict(evaluation) if evaluation else {}),
             "step": trainer.steps_done,
             "n_steps": trainer.steps_done - resumed_at,
+            "n_skipped": trainer.skipped,
             "finish_reason": "interrupt" if interrupt.stop_requested else "stop",
             "recipe": asdict(trainer.recipe),
         }
@@ -198,6 +240,33 @@ def follow(
                 else f"{run.output}: {summary['n_parameters'] / 1e6:.2f} M parameters, {summary['step']} steps, "
                 f"{summary['n_tokens'] / 1e6:.2f} M tokens, {summary['seconds']:.0f} s{words}\n"
             )
+
+
+def verify_resume(make: Callable[[], Trainer], run: Run) -> None:
+    """Train `--verify-resume` steps twice, without touching --output. Raises GateFailed where the weights differ."""
+    import tempfile
+
+    from llmcli import training
+
+    steps = run.verify_resume or 0
+    with tempfile.TemporaryDirectory() as folder:
+        straight, resumed = training.verify_resume(make, steps, Path(folder))
+    document = {
+        "schema": "llmcli/verify-resume/1",
+        "steps": steps,
+        "stopped_at": steps // 2,
+        "sha256_straight": straight,
+        "sha256_resumed": resumed,
+        "equal": straight == resumed,
+    }
+    with terminal.open_output() as stdout:
+        words = f"weights after {steps} steps straight {straight}\nstopped at step {steps // 2} and resumed {resumed}\n"
+        stdout.write(terminal.to_json(document) if run.json else words)
+    if straight != resumed:
+        raise GateFailed(
+            f"expected the same weights after {steps} steps, straight and resumed, got {straight[:12]} and "
+            f"{resumed[:12]}; with --dropout they depend on --threads"
+        )
 
 
 def announce(trainer: Trainer, data: str) -> None:
@@ -245,30 +314,20 @@ def documents(paths: tuple[str, ...]) -> list[Document]:
     return found
 
 
-def encode(tokenizer: Tokenizer, documents: list[Document]) -> Tensor:
-    """The documents as one stream of ids, with progress."""
-    import torch
+def encode(tokenizer: Tokenizer, documents: list[Document], cache: str | None = None) -> Tensor | Shards:
+    """The documents as one stream of ids, with progress; `cache` is --token-cache, whose use stderr tells."""
+    from llmcli import token_cache
 
-    from llmcli import data as texts
-
-    parts, done = [], 0
-    with Progress("tokenising", total=sum(len(doc.text) for doc in documents), unit="characters") as progress:
-        for n_characters, ids in texts.encode(tokenizer, documents):
-            parts.append(ids)
-            done += n_characters
-            progress(done)
-    return torch.cat(parts)
-
-
-@contextlib.contextmanager
-def open_log(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that appends one line of JSONL at once; it does nothing without a path."""
-    if path is None:
-        yield lambda document: None
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", buffering=1) as file:
-        yield lambda document: print(terminal.to_json(document, indent=None), end="", file=file)
+    total = sum(len(doc.text) for doc in documents)
+    folder = Path(cache) if cache else token_cache.default_folder() if total >= token_cache.WORTH_IT else None
+    with Progress("tokenising", total=total, unit="characters") as progress:
+        stream, outcome = token_cache.encode(tokenizer, documents, None if cache == "off" else folder, progress)
+    for problem in outcome.problems:
+        terminal.note(f"warning: {problem}")
+    if outcome.reused:
+        new = f", {outcome.written} new" if outcome.written else ""
+        terminal.note(f"tokens of an earlier run from {folder}: {outcome.reused} shards{new}")
+    return stream
 
 
 def encode_examples(

@@ -51,11 +51,12 @@ def language(
     if start_id is None and len(documents) == len(lessons) and len(held_documents) == len(held):
         if not val_records:
             documents, held_documents = data.split(documents, val_fraction)
-        stream = learning.encode(loaded.tokenizer, documents)
+        stream = learning.encode(loaded.tokenizer, documents, flags["token_cache"])
         ctx_size = max(1, min(ctx_size, len(stream) // 2))  # of a short text, two windows
         if held_documents:
             n_bytes = sum(document.n_bytes for document in held_documents)
-            validation = batches.held_out(learning.encode(loaded.tokenizer, held_documents), ctx_size, n_bytes)
+            held_stream = learning.encode(loaded.tokenizer, held_documents, flags["token_cache"])
+            validation = batches.held_out(held_stream, ctx_size, n_bytes)
         windows = batches.Windows(stream, ctx_size, flags["seed"])
         return Material(windows, validation, ctx_size, f"{len(stream) / 1e6:.2f} M training tokens")
     if not val_records:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llmcli.commands import learning, terminal
+from llmcli.commands import learning, terminal, watching
 from llmcli.commands.learning import Run, recipe_options, run_options
 from llmcli.commands.options import Engine, Number, define, engine_options, option, seed_option, verbosity_options
 from llmcli.errors import InputError, ModelError
@@ -82,23 +82,28 @@ def command(
     described = start / "config.json" if start else flags["config"]
     shape = read_shape(str(described)) if described else PRESETS[flags["preset"]]
     dtype = learning.PRECISIONS[engine.dtype]
-    model, config = training.build(
+    build = functools.partial(
+        training.build,
         {"vocab_size": tokenizer.vocab_size, **shape, "dtype": dtype},
         tokenizer,
         ctx_size=flags["ctx_size"],
         dropout=flags["dropout"],
         seed=flags["seed"],
     )
+    model, config = build()
     recipe = learning.recipe(flags, iters=flags["iters"], ctx_size=config["n_positions"], dtype=dtype)
-    stream = learning.encode(tokenizer, documents)
+    stream = learning.encode(tokenizer, documents, run.token_cache)
     windows = batches.Windows(stream, recipe.ctx_size, recipe.seed)
-    trainer = training.Trainer(model.to(loading.choose_device(engine.device)), windows, recipe)
+    device = loading.choose_device(engine.device)
+    if run.verify_resume:
+        return learning.verify_resume(lambda: training.Trainer(build()[0].to(device), windows, recipe), run)
+    trainer = training.Trainer(model.to(device), windows, recipe)
     if start is not None:
         trainer.restore(start)
     evaluate = None
     if held:
         n_bytes = sum(doc.n_bytes for doc in held)
-        validation = batches.held_out(learning.encode(tokenizer, held), recipe.ctx_size, n_bytes)
+        validation = batches.held_out(learning.encode(tokenizer, held, run.token_cache), recipe.ctx_size, n_bytes)
         evaluate = functools.partial(trainer.evaluate, validation)
     learning.announce(trainer, f"{len(stream) / 1e6:.2f} M training tokens")
     learning.follow(
@@ -108,6 +113,7 @@ def command(
         kind="train",
         evaluate=evaluate,
         describe=learning.loss_in_words,
+        sample=watching.sampler(trainer, tokenizer, run.sample_prompt) if run.sample_every else None,
     )
 
 

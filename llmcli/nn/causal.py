@@ -64,12 +64,6 @@ class CausalModel(PackedModel):
         """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
         return self._head(*self._blocks(ids, self._rounding(ids)))
 
-    @property
-    def head(self) -> Tensor:
-        """The matrix (V,C) that makes logits of what `hidden` gives."""
-        own = self._own_head()
-        return self.tokens if own is None else own.weight
-
     def hidden(self, ids: Tensor) -> Tensor:
         """What the head reads, at every position: ids (B,T) → (B,T,C) after the last norm."""
         return self._normed(*self._blocks(ids, self._rounding(ids)))

@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         return self
 
     @property
-    def head(self) -> Tensor:
+    def projection(self) -> Tensor:
         """The matrix (N,C) that makes logits of what `hidden` gives."""
         return self.score.weight
 
@@ -100,18 +100,30 @@ class EncoderClassifier(nn.Module):
 
         The last token of a row stands there as ~id; what comes behind it is padding.
         """
+        return self.hidden(ids) @ self.projection.T
+
+    @property
+    def projection(self) -> Tensor:
+        """The matrix (N,C+1) that makes logits of what `hidden` gives: the bias is its last column."""
+        return torch.cat([self.out.weight, self.out.bias[:, None]], 1)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """What the last layer reads of a text, and a one for its bias, at every position: ids (B,T) → (B,T,C+1)."""
         lengths = (ids < 0).int().argmax(1) + 1
-        logits = self.classify(torch.where(ids < 0, ~ids, ids), lengths)
-        return logits[:, None].expand(-1, ids.shape[1], -1).contiguous()
+        read = self._read(torch.where(ids < 0, ~ids, ids), lengths)
+        return torch.cat([read, torch.ones_like(read[:, :1])], 1)[:, None].expand(-1, ids.shape[1], -1)
 
     def classify(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Logits of whole texts: ids (B,T), right-padded to lengths (B,) → (B,N).
 
         A row's bits depend neither on the other rows nor on the padding.
         """
-        first = self.encoder.encode(ids, lengths)[:, 0]
-        logits: Tensor = self.out(torch.tanh(self.dense(first)))
+        logits: Tensor = self.out(self._read(ids, lengths))
         return logits
+
+    def _read(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """What the last layer reads: (B,T) → (B,C)."""
+        return torch.tanh(self.dense(self.encoder.encode(ids, lengths)[:, 0]))
 
     def pack(self) -> EncoderClassifier:
         """Nothing beyond the linear layers, each of which is packed as it is loaded."""

@@ -41,6 +41,12 @@ class PackedModel(nn.Module, ABC):
     def tokens(self) -> Tensor:
         """The token embeddings (V,C)."""
 
+    @property
+    def projection(self) -> Tensor:
+        """The matrix (V,C) that makes logits of what `hidden` gives."""
+        own = self._own_head()
+        return self.tokens if own is None else own.weight
+
     def pack(self) -> PackedModel:
         """Pack every matrix for the CPU kernel; from now on the model only runs forward and cannot be saved."""
         for module in self.modules():

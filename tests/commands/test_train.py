@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_schedule_and_memory_flags(folder: Path) -> None:
 def test_same_flags_same_bytes_whatever_the_threads(folder: Path) -> None:
     for name, threads in (("a", "1"), ("b", "2")):
         assert train(folder, "--iters", "3", "-q", "-t", threads, "--output", str(folder / name))[0] == 0
-    for file in (folder / "a").iterdir():
+    for file in (folder / "a").glob("[!l]*"):  # the log has times
         assert file.read_bytes() == (folder / "b" / file.name).read_bytes(), file.name
 
 
@@ -193,7 +194,7 @@ def test_a_full_disk_is_exit_6(folder: Path) -> None:
     )
     assert done.returncode == 6, done.stderr
     assert done.stderr.count("\n") == 1
-    assert list((folder / "model").iterdir()) == []
+    assert [file.name for file in (folder / "model").iterdir()] == ["log.jsonl"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -221,3 +222,70 @@ def test_signals(folder: Path, number: int, code: int, shell_environment: dict[s
     else:
         assert out == ""
         assert not model.exists() or not any(model.iterdir())
+
+
+def test_verify_resume_proves_it_and_leaves_output_alone(folder: Path) -> None:
+    code, out, err = train(folder, "--iters", "9", "--verify-resume", "3", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["schema"], document["steps"], document["stopped_at"]) == ("llmcli/verify-resume/1", 3, 1)
+    assert document["equal"]
+    assert document["sha256_straight"] == document["sha256_resumed"]
+    assert not (folder / "model").exists()
+    code, out, err = train(folder, "--iters", "9", "--verify-resume", "3", "--dropout", "0.5", "-q")
+    assert code == 0, err  # each step draws from its own seed
+    assert out.count("\n") == 2
+
+
+def test_a_difference_is_exit_3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "verify_resume", lambda *_: ("a" * 64, "b" * 64))
+    code, _, err = train(folder, "--verify-resume", "3", "-q")
+    assert (code, "straight and resumed" in err) == (3, True)
+
+
+def test_tensorboard_gets_what_the_log_gets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[object, ...]] = []
+
+    class Writer:
+        def __init__(self, directory: str) -> None:
+            shown.append((directory,))
+
+        def __enter__(self) -> Writer:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            shown.append(("closed",))
+
+        def add_scalar(self, *given: object) -> None:
+            shown.append(given)
+
+        add_text = add_scalar
+
+    module = "torch.utils.tensorboard"
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(SummaryWriter=Writer))
+    code, _, err = train(folder, "--iters", "2", "--tensorboard", "board", "--sample-every", "2", "-q")
+    assert code == 0, err
+    assert shown[0] == ("board",)
+    assert shown[-1] == ("closed",)
+    names = {name for name, *_ in shown[1:-1]}
+    assert {"loss", "lr", "val_loss", "sample"} <= names
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = train(folder, "--tensorboard", "board", "-q")
+    assert (code, "llmcli[tensorboard]" in err) == (6, True)
+
+
+def test_the_log_of_a_new_run_begins_anew_and_that_of_a_resumed_one_goes_on(folder: Path) -> None:
+    log = folder / "model" / "log.jsonl"
+    for flags, steps in (((), [1, 2]), ((), [1, 2]), (("--iters", "3", "--resume", "auto"), [1, 2, 3])):
+        assert train(folder, "--iters", "2", "-q", "--val-fraction", "0", *flags)[0] == 0
+        assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == steps
+
+
+def test_tokens_of_an_earlier_run_are_used_again(folder: Path) -> None:
+    flags = ["--iters", "2", "--tokenizer", str(folder / "words"), "--token-cache", str(folder / "tokens")]
+    assert train(folder, "--iters", "1", "--output", str(folder / "words"))[0] == 0
+    results = [train(folder, *flags, "--output", str(folder / name), "--seed", "1") for name in "ab"]
+    assert [code for code, _, _ in results] == [0, 0]
+    assert [err.count("tokens of an earlier run") for _, _, err in results] == [0, 2]
+    assert (folder / "a" / "model.safetensors").read_bytes() == (folder / "b" / "model.safetensors").read_bytes()
+    assert len(list((folder / "tokens").iterdir())) == 2
