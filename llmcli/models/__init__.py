@@ -15,12 +15,15 @@ from llmcli.errors import ModelError
 
 MODELS = {
     "bert": "llmcli.models.bert:Bert",
+    "bloom": "llmcli.models.bloom:Bloom",
     "camembert": "llmcli.models.bert:Bert",
     "gpt2": "llmcli.models.gpt2:GPT2",
+    "gpt_neox": "llmcli.models.gpt_neox:GPTNeoX",
     "llama": "llmcli.models.llama:Llama",
     "lstm": "llmcli.models.lstm:LSTM",
     "mistral": "llmcli.models.llama:Llama",
     "mt5": "llmcli.models.t5:T5",
+    "opt": "llmcli.models.opt:OPT",
     "qwen2": "llmcli.models.llama:Llama",
     "qwen3": "llmcli.models.llama:Llama",
     "roberta": "llmcli.models.bert:Bert",

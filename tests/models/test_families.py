@@ -1,0 +1,110 @@
+"""GPT-NeoX, OPT and BLOOM beside transformers: logits, greedy text, steps, batches, gradients, configurations."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmcli import loading
+from llmcli.errors import ModelError
+from llmcli.generation import Request, generate
+from llmcli.models import model_class
+from llmcli.ops import registry
+from tests.models.families import SIZES, Case, prompt, range_error, write
+
+CASES = [
+    Case("gpt_neox"),
+    Case("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_new"}),
+    Case("gpt_neox", {"tie_word_embeddings": True, "attention_bias": False, "rope_parameters":
+         {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}}),
+    Case("opt"),
+    Case("opt", {"activation_function": "gelu", "tie_word_embeddings": False}),
+    Case("bloom"),
+    Case("bloom", {"n_head": 6, "layer_norm_epsilon": 0.1}),
+]  # fmt: skip
+by_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@by_case
+@torch.inference_mode()
+def test_logits_and_greedy_text_of_64_tokens(tmp_path: Path, case: Case) -> None:
+    peer, ids = write(tmp_path, case), prompt(2, 250)
+    loaded = loading.load(tmp_path, dtype="float32")
+    assert range_error(loaded.model(ids), peer(ids).logits) < 1e-4
+    request = Request(ids=ids[0, :20].tolist(), max_tokens=64)
+    events = generate(loaded.model, [request], loaded.tokenizer, context=256, device=loaded.device)
+    got = [event.token for event in events if event.token is not None]
+    expected = peer.generate(ids[:1, :20], max_new_tokens=64, do_sample=False, pad_token_id=0)[0, 20:].tolist()
+    assert got == expected[: len(got)]
+    assert len(got) == len(expected) or expected[len(got)] == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantize"), [("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("float32", "int4")]
+)
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[6]], ids=str)
+@torch.inference_mode()
+def test_prefill_is_steps_and_a_batch_is_its_rows(tmp_path: Path, case: Case, dtype: str, quantize: str | None) -> None:
+    write(tmp_path, case)
+    model = loading.load(tmp_path, dtype=dtype, quantize=quantize).model
+    ids, lengths = prompt(3, 40), torch.tensor([40, 17, 1])
+    loose = partial(torch.allclose, atol=0.5 if dtype == "bfloat16" else 1e-3)
+    same = torch.equal if registry.kernels is not None else loose
+    together, state = model.start(ids, lengths, capacity=48)
+    after = model.step(ids[:, :2], state)
+    for row, length in enumerate(lengths.tolist()):
+        alone, one = model.start(ids[row : row + 1, :1], capacity=48)
+        for t in range(1, length):
+            alone = model.step(ids[row : row + 1, t : t + 1], one)
+        assert same(alone[0], together[row])
+        assert same(model.step(ids[row : row + 1, :2], one)[0], after[row])
+
+
+@by_case
+def test_gradients_checkpoint_and_description(tmp_path: Path, case: Case) -> None:
+    peer = write(tmp_path, case)
+    model, ids = loading.load(tmp_path, dtype="float32", pack=False).model.train(), prompt(2, 30)
+    model(ids).logsumexp(-1).sum().backward()
+    peer(ids).logits.logsumexp(-1).sum().backward()
+    ours = {model.stored(name): parameter for name, parameter in model.named_parameters()}
+    for name, parameter in peer.named_parameters():
+        scale = max(0.1, float(parameter.grad.abs().max()))  # a bias of keys changes nothing
+        stored = name if name in ours else name.replace("lm_head", "embed_out")  # what a file of GPT-NeoX calls it
+        torch.testing.assert_close(ours[stored].grad, parameter.grad, atol=2e-4 * scale, rtol=2e-3)
+    saved, expected = model.checkpoint(), load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], expected[name]) for name in saved)
+    config = type(model.config).from_dict(json.loads(json.dumps(model.config.describe())))
+    assert config == model.config
+    one, two = (type(model)(config).initialize(torch.Generator().manual_seed(1)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("gpt_neox", {"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
+        ("gpt_neox", {"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn'"),
+        ("gpt_neox", {"rotary_pct": 0.1}, "an even number"),
+        ("gpt_neox", {"rotary_emb_base": 0.0}, "rotary_emb_base = 0"),
+        ("gpt_neox", {"num_attention_heads": 5}, "expected a multiple"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before = False"),
+        ("opt", {"word_embed_proj_dim": 24}, "word_embed_proj_dim = 24"),
+        ("opt", {"activation_function": "silu"}, "activation_function 'silu'"),
+        ("opt", {"num_attention_heads": 5}, "expected a multiple"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+        ("bloom", {"n_head": 5}, "expected a multiple"),
+        ("bloom", {"hidden_size": None}, "hidden_size = missing"),
+    ],
+    ids=str,
+)
+def test_config_refuses(family: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        model_class(family).Config.from_dict({**SIZES[family], **change})
