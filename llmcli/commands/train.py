@@ -91,7 +91,7 @@ def command(
         seed=flags["seed"],
     )
     model, config = build()
-    recipe = learning.recipe(flags, iters=flags["iters"], ctx_size=config["n_positions"], dtype=dtype)
+    recipe = learning.recipe(flags, iters=flags["iters"], ctx_size=model.config.n_positions, dtype=dtype)
     stream = learning.encode(tokenizer, documents, run.token_cache)
     windows = batches.Windows(stream, recipe.ctx_size, recipe.seed)
     device = loading.choose_device(engine.device)

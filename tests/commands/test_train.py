@@ -289,3 +289,18 @@ def test_tokens_of_an_earlier_run_are_used_again(folder: Path) -> None:
     assert [err.count("tokens of an earlier run") for _, _, err in results] == [0, 2]
     assert (folder / "a" / "model.safetensors").read_bytes() == (folder / "b" / "model.safetensors").read_bytes()
     assert len(list((folder / "tokens").iterdir())) == 2
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+def test_a_shape_with_rotary_positions(family: str, tmp_path: Path) -> None:
+    shape = {
+        "model_type": family, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 32,
+    }  # fmt: skip
+    (tmp_path / "shape.json").write_text(json.dumps(shape))
+    (tmp_path / "text.txt").write_text(TEXT * 10)
+    flags = f"--config {tmp_path}/shape.json --vocab-size 300 --iters 2 --batch-size 2 -q --output {tmp_path}/model"
+    done = CliRunner().invoke(cli, ["train", str(tmp_path / "text.txt"), *flags.split()])
+    assert done.exit_code == 0, done.stderr
+    done = CliRunner().invoke(cli, ["generate", "-m", str(tmp_path / "model"), "The sea", "-n", "3"])
+    assert done.exit_code == 0, done.stderr
