@@ -199,9 +199,9 @@ def chart(document: Document, path: Path) -> None:
             length = middle(row, test) if values else 0.0
             axes.barh(index, length, color=f"C{engines.index(row['engine'])}", height=0.8)
             axes.plot([limit, limit], [index - 0.5, index + 0.5], color="black", linewidth=1.5)
-            axes.text(length, index, f" {figure(length)}" if values else " not measured", va="center", fontsize=7)
+            axes.text(length, index, f" {figure(length)}" if values else " –", va="center", fontsize=7)
         axes.set_yticks(range(len(rows)), [label(row) for row in rows] if place == 0 else [""] * len(rows), fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_title(f"{TITLES[test]}, tokens/s", fontsize=9)
         axes.tick_params(axis="x", labelsize=7)
     name = SHAPES[document["shape"]]

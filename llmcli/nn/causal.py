@@ -17,6 +17,9 @@ from llmcli.ops import softmax
 # Prompts are read in pieces of this many positions, always counted from position 0, so that memory stays bounded.
 CHUNK = 512
 
+# Where all logits are wanted: rows of them at a time, few enough that the same pages are used again, and in the caches.
+HEAD_ROWS = 64
+
 
 class CausalModel(PackedModel):
     """The shared half of a decoder-only model.
@@ -104,7 +107,7 @@ class CausalModel(PackedModel):
     def logprobs(self, ids: Tensor, first: int = 1) -> Tensor:
         """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32.
 
-        Holds the logits of CHUNK positions at a time.
+        Holds HEAD_ROWS rows of logits at a time.
         """
         pieces, begin = [], first
         for rows in self.distributions(ids, first):
@@ -113,10 +116,14 @@ class CausalModel(PackedModel):
         return torch.cat(pieces, 1) if pieces else ids.new_zeros(ids.shape[0], 0, dtype=torch.float32)
 
     def distributions(self, ids: Tensor, first: int = 1) -> Iterator[Tensor]:
-        """log p(. | ids[..t-1]) for t = first to T-1, in order: ids (B,T) → pieces (B,n,V) float32, n <= CHUNK."""
+        """log p(. | ids[..t-1]) for t = first to T-1, in order: ids (B,T) → pieces (B,n,V) float32, B * n <= HEAD_ROWS.
+
+        With more than HEAD_ROWS rows, n is 1.
+        """
         x, update = (part[:, first - 1 :] for part in self._blocks(ids[:, :-1], self._rounding(ids)))
-        for begin in range(0, x.shape[1], CHUNK):
-            logits = self._head(x[:, begin : begin + CHUNK], update[:, begin : begin + CHUNK]).float()
+        n = max(1, HEAD_ROWS // ids.shape[0])
+        for begin in range(0, x.shape[1], n):
+            logits = self._head(x[:, begin : begin + n], update[:, begin : begin + n]).float()
             yield softmax(logits, log=True)
 
     def flops(self, n: int, past: int) -> int:

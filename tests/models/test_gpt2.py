@@ -132,9 +132,9 @@ def test_select(rows: list[int], lengths: list[int], model: GPT2, ids: torch.Ten
 @torch.inference_mode()
 def test_logprobs(model: GPT2, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.log_softmax(model(ids)[:, :-1].double(), -1).gather(-1, ids[:, 1:, None])[..., 0].float()
-    close(model.logprobs(ids), expected)
-    monkeypatch.setattr(causal, "CHUNK", 16)
-    close(model.logprobs(ids), expected)
+    for rows in (causal.HEAD_ROWS, 48, 1):  # 48: sixteen positions of three rows; 1: more rows than that
+        monkeypatch.setattr(causal, "HEAD_ROWS", rows)
+        close(model.logprobs(ids), expected)
     for first in (2, 17, 39, 40):
         close(model.logprobs(ids, first), expected[:, first - 1 :])
     assert model.logprobs(ids[:, :1]).shape == (3, 0)
