@@ -98,13 +98,13 @@ def test_a_classifier_learns_and_is_read_by_transformers(
     done = invoke(f"finetune -m . --task classify --output out {flags}")
     assert done.code == 0, done.err
     assert json.loads(done.out)["val_accuracy"] == 1
-    done = invoke("classify -m out --format jsonl", stdin=b"the ship 7\nsea\n")
+    done = invoke("classify -m out --format jsonl", stdin=b"ship 3\nsea 5\n")
     answers = [json.loads(line) for line in done.out.splitlines()]
     assert [one["label"] for one in answers] == ["ship", "sea"]
     peer, report = transformers.AutoModelForSequenceClassification.from_pretrained("out", output_loading_info=True)
     assert not report["missing_keys"]
     with torch.inference_mode():
-        p = peer.eval()(ids_of(tmp_path, "the ship 7")).logits.softmax(-1)[0]
+        p = peer.eval()(ids_of(tmp_path, "ship 3")).logits.softmax(-1)[0]
     assert p.tolist() == pytest.approx([answers[0]["probabilities"][label] for label in ("sea", "ship")], abs=1e-4)
     done = invoke(f"finetune -m . --task classify --output adapted --lora 2 {flags.replace('25', '2')}")
     assert done.code == 0, done.err
