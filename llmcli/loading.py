@@ -18,7 +18,7 @@ from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
-from llmcli.nn import quantized
+from llmcli.nn import prepacked, quantized
 from llmcli.nn.classifier import classifier as add_classifier
 from llmcli.nn.linear import Linear
 from llmcli.ops import registry
@@ -130,11 +130,18 @@ def load(
             f"{path}: {config['model_type']} is of the kind {model_cls.KIND}, expected {' or '.join(kinds)}: "
             f"{USES[model_cls.KIND]}"
         )
+    ready = prepacked.described(config)
+    as_it_is = where.type == "cpu" and pack and quantize in (None, ready and ready[1])
+    if ready and not (as_it_is and dtype in ("auto", ready[0])):
+        raise InputError(
+            f"{path} is packed in {ready[1] or ready[0]} for inference on a CPU: use the model that it was made from"
+        )
     already = quantized.described(config)
     if already and (quantize not in (None, already) or not pack):
-        asked = f"asked for {quantize}" if pack else "training needs plain weights"
+        asked = f"asked for {quantize}" if pack else "plain weights are needed"
         raise InputError(f"{path} is quantised to {already}, and {asked}: use the model that it was made from")
-    settings = {key: value for key, value in config.items() if not (already and key == quantized.KEY)}
+    ours = (prepacked.KEY, *([quantized.KEY] if already else []))
+    settings = {key: value for key, value in config.items() if key not in ours}
     model_config = model_cls.Config.from_dict({**settings, **(changes or {})})
     if model_config.n_layer > len(weights):  # before anything is built as large as the file pretends to be
         raise ModelError(
@@ -149,27 +156,31 @@ def load(
                     model = add_classifier(model, len(labels))
         except (RuntimeError, TypeError) as error:  # torch's words for sizes, or products of them, beyond 64 bits
             raise ModelError(f"{path}: config.json asks for tensors that no machine holds") from error
-        renamed = model.rename(weights)
-        if already:
-            _assign_quantized(model, renamed, where, path)
-        chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
-        pack = pack and where.type == "cpu" and registry.kernels is not None
-        narrow = already or quantize
-
-        def settle(layer: Linear, name: str) -> None:
-            if narrow:
-                layer.quantize(model.bits(narrow, name), f"{name}.weight")
-            elif pack:
-                layer.pack()
-
-        held = set_cache_dtype(model, cache_dtype, chosen)
-        _assign(model, renamed, chosen, where, settle, path, progress, weights.release if pack else None)
-        if narrow:
-            model.quantize(narrow)
-        if pack:
-            weights.release()
+        if ready:
+            chosen, narrow = DTYPES[ready[0]], ready[1]
+            prepacked.assign(model, weights, chosen, narrow)
             model.pack()
-            weights.release()
+        else:
+            renamed, narrow = model.rename(weights), already or quantize
+            if already:
+                _assign_quantized(model, renamed, where, path)
+            chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
+            pack = pack and where.type == "cpu" and registry.kernels is not None
+
+            def settle(layer: Linear, name: str) -> None:
+                if narrow:
+                    layer.quantize(model.bits(narrow, name), f"{name}.weight")
+                elif pack:
+                    layer.pack()
+
+            _assign(model, renamed, chosen, where, settle, path, progress, weights.release if pack else None)
+            if narrow:
+                model.quantize(narrow)
+            if pack:
+                weights.release()
+                model.pack()
+                weights.release()
+        held = set_cache_dtype(model, cache_dtype, chosen)
         tokenizer = opening.result()
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ModelError(

@@ -24,6 +24,7 @@ FLOORS = {
     "finetuning": 8,
     "evaluation": 7,
     "training": 7,
+    "conversion": 7,
     "quantization": 7,
     "beam_search": 7,
     "benchmarking": 7,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from llmcli import loading, quantization
+from llmcli.checkpoints import directory as model_directory
 from llmcli.checkpoints import safetensors
 from llmcli.errors import InputError, ModelError
 from llmcli.models.gpt2 import CONV1D
@@ -57,7 +58,7 @@ def test_round_trip(tiny_gpt2: Path, tmp_path: Path, kind: str, dtype: str) -> N
     plain = logits(loading.load(tiny_gpt2))
     assert (logits(saved) - plain).norm() < (0.03 if kind == "int8" else 0.2) * plain.norm()
     assert [m.bits for m in matrices] == [8 if kind == "int8" else 4] * 8 + [8]  # the head keeps 8
-    assert quantization.size(tmp_path / "model") < quantization.size(tiny_gpt2)
+    assert model_directory.size(tmp_path / "model") < quantization.size(tiny_gpt2)
     assert loading.load(tmp_path / "model", quantize=kind).quantized == kind
 
 
@@ -147,7 +148,7 @@ def test_a_matrix_that_cannot_be_quantised(tiny_gpt2: Path, tmp_path: Path, valu
 def test_what_a_quantised_model_refuses(directory: Path) -> None:
     with pytest.raises(InputError, match=r"is quantised to int8, and asked for int4: use the model that it was made"):
         loading.load(directory, quantize="int4")
-    with pytest.raises(InputError, match=r"is quantised to int8, and training needs plain weights"):
+    with pytest.raises(InputError, match=r"is quantised to int8, and plain weights are needed"):
         loading.load(directory, pack=False)
 
 

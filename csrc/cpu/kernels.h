@@ -174,12 +174,12 @@ struct LinearArgs {
   DType dtype;
 };
 
-// Packs w (outputs, inputs). One item is one panel of 64 columns.
+// Packs w (outputs, inputs), of any strides. One item is one panel of 64 columns.
 struct LinearPackArgs {
   const void* w;
   void* packed;
   int64_t inputs, outputs;
-  int64_t w_stride;
+  int64_t w_n, w_k;  // strides
   DType dtype;
 };
 

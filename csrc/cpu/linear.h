@@ -180,26 +180,33 @@ inline void linear(const LinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// One item is one panel of 64 columns: w (N, K) rows to the packed layout, moving bits only.
+// One item is one panel of 64 columns: w (N, K) to the packed layout, moving bits only, in blocks of steps
+// that stay in L1 whichever way w lies in memory.
 template <typename T>
 void linear_pack_panel(const LinearPackArgs& a, int64_t panel) {
-  constexpr int64_t kDepth = LinearStep<T>::kDepth;
-  const int64_t steps = (a.inputs + kDepth - 1) / kDepth;
-  const T* w = static_cast<const T*>(a.w);
+  constexpr int64_t kDepth = LinearStep<T>::kDepth, kBlock = 16;
+  const int64_t steps = (a.inputs + kDepth - 1) / kDepth, whole = a.inputs / kDepth;
+  const int64_t left = a.outputs - panel * kLinearPanel, columns = left < kLinearPanel ? left : kLinearPanel;
+  const T* w = static_cast<const T*>(a.w) + panel * kLinearPanel * a.w_n;
   T* packed = static_cast<T*>(a.packed) + panel * steps * kDepth * kLinearPanel;
-  for (int64_t c = 0; c < kLinearPanel; ++c) {
-    const int64_t column = panel * kLinearPanel + c;
-    for (int64_t s = 0; s < steps; ++s)
-      for (int64_t j = 0; j < kDepth; ++j) {
-        const int64_t k = s * kDepth + j;
-        T* to = packed + (s * kLinearPanel + c) * kDepth + j;
-        if (column < a.outputs && k < a.inputs) {
-          *to = w[column * a.w_stride + k];
-        } else {
-          std::memset(to, 0, sizeof(T));
-        }
-      }
+  if (columns < kLinearPanel || whole < steps)
+    std::memset(packed, 0, static_cast<size_t>(steps * kDepth * kLinearPanel) * sizeof(T));
+  const auto move = [&](int64_t s, int64_t c, int64_t n) LLMCLI_INLINE_BODY {
+    for (int64_t j = 0; j < n; ++j)
+      packed[(s * kLinearPanel + c) * kDepth + j] = w[c * a.w_n + (s * kDepth + j) * a.w_k];
+  };
+  for (int64_t block = 0; block < whole; block += kBlock) {
+    const int64_t end = block + kBlock < whole ? block + kBlock : whole;
+    if (a.w_k == 1) {
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t s = block; s < end; ++s) move(s, c, kDepth);
+    } else {
+      for (int64_t s = block; s < end; ++s)
+        for (int64_t c = 0; c < columns; ++c) move(s, c, kDepth);
+    }
   }
+  if (whole < steps)
+    for (int64_t c = 0; c < columns; ++c) move(whole, c, a.inputs - whole * kDepth);
 }
 
 inline void linear_pack(const LinearPackArgs& a, int64_t begin, int64_t end) {

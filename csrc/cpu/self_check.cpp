@@ -23,7 +23,7 @@ struct Product {
   bf16 packed[kPanels * 64 * (kInputs + 1)];
 
   void run(const Kernels& kernels, int64_t first, int64_t rows) {
-    const LinearPackArgs pack{w, packed, kInputs, kOutputs, kInputs, DType::bf16};
+    const LinearPackArgs pack{w, packed, kInputs, kOutputs, kInputs, 1, DType::bf16};
     kernels.linear_pack(pack, 0, kPanels);
     const LinearArgs args{x + first * kInputs,
                           packed,

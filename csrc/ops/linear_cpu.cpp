@@ -10,16 +10,16 @@ namespace {
 // weight (N, K) → packed, one dimension.
 Tensor linear_pack(const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 2, "linear_pack: expected weight (N, K)");
-  const Tensor w = weight.size(1) <= 1 || weight.stride(1) == 1 ? weight : torch::stable::contiguous(weight);
   cpu::LinearPackArgs a{};
-  a.dtype = dtype_of(w, "linear_pack");
-  a.outputs = w.size(0);
-  a.inputs = w.size(1);
-  a.w_stride = w.stride(0);
+  a.dtype = dtype_of(weight, "linear_pack");
+  a.outputs = weight.size(0);
+  a.inputs = weight.size(1);
+  a.w_n = weight.stride(0);
+  a.w_k = weight.stride(1);
   const int64_t panels = LinearLayer::panels(a.outputs);
   const int64_t size[] = {panels * LinearLayer::padded(a.inputs, a.dtype) * LinearLayer::kPanel};
-  const Tensor packed = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), w.scalar_type());
-  a.w = w.const_data_ptr();
+  const Tensor packed = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), weight.scalar_type());
+  a.w = weight.const_data_ptr();
   a.packed = packed.mutable_data_ptr();
   const auto kernel = cpu::active().linear_pack;
   parallel(panels, static_cast<double>(a.inputs) * LinearLayer::kPanel,

@@ -139,7 +139,10 @@ def save(
     path = Path(path)
     # "format": "pt" is what transformers asks of a file that it will load.
     header: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each tensor is aligned
+    # Whole cache lines first, then falling sizes of elements: so each tensor is aligned.
+    names = sorted(
+        tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT > 0, -tensors[name].element_size(), name)
+    )
     end = 0
     for name in names:
         tensor = tensors[name]

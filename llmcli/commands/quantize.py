@@ -62,11 +62,12 @@ def command(
     named = texts.read(eval, encoding_errors) if eval else []
     choice.prepare()
     from llmcli import loading, quantization
+    from llmcli.checkpoints import directory
 
     quiet_hub()
     name = "default" if choice.model is None else choice.model
     target, path = Path(output), loading.find(name, offline=choice.offline)
-    quantization.check_output(target, path)
+    directory.check_output(target, path)
     with terminal.open_output() as out:
         if named:
             old = choice.load()
@@ -104,15 +105,15 @@ def evaluate(old: Loaded, new: Loaded, documents: list[Document], rule: Rule, ba
 
 def summarise(model: str, path: Path, target: Path, to: str, matrices: list[Matrix]) -> dict[str, Any]:
     """The document, still without an evaluation."""
-    from llmcli import quantization
+    from llmcli.checkpoints import directory
 
     return {
         "schema": "llmcli/quantize/1",
         "model": model,
         "output": str(target),
         "to": to,
-        "bytes_before": quantization.size(path),
-        "bytes_after": quantization.size(target),
+        "bytes_before": directory.size(path),
+        "bytes_after": directory.size(target),
         "matrices": [asdict(matrix) for matrix in matrices],
         "evaluation": None,
     }

@@ -25,10 +25,8 @@ class Linear(nn.Linear):
 
     def pack(self) -> None:
         """Pack the weight, once, and let go of the plain one: from now on the layer only runs forward."""
-        if self.packed is not None:
-            return
-        self.packed = linear_pack(self.weight.detach())
-        self.register_parameter("weight", None)
+        if self.packed is None:
+            self.set_packed(linear_pack(self.weight.detach()))
 
     def quantize(self, bits: int, name: str) -> None:
         """Bring the weight to 8 or 4 bits, once, and let go of the plain one; `name` is for errors, a ModelError."""
@@ -37,8 +35,12 @@ class Linear(nn.Linear):
 
     def set_quantized(self, integers: Tensor, scales: Tensor) -> None:
         """Take what `nn.quantized.quantize` gives in place of a weight."""
-        self.packed = linear_quantized_pack(integers, scales, self.in_features)
-        self.bits = 8 if integers.dtype == torch.int8 else 4
+        packed = linear_quantized_pack(integers, scales, self.in_features)
+        self.set_packed(packed, 8 if integers.dtype == torch.int8 else 4)
+
+    def set_packed(self, packed: Tensor, bits: int = 0) -> None:
+        """Take a packed weight in place of the plain one, of 8 or 4 bits where it is quantised."""
+        self.packed, self.bits = packed, bits
         self.register_parameter("weight", None)
 
     @property

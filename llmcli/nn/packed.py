@@ -52,7 +52,7 @@ class PackedModel(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
-        if self._own_head() is None and not self.headless:
+        if self._own_head() is None and self._packed_head is None and not self.headless:
             self._packed_head = linear_pack(self.tokens.detach())
         return self
 

@@ -51,7 +51,7 @@ def test_lines_for_people(shell: Shell, tiny_gpt2: Path, tmp_path: Path) -> None
     ("arguments", "code", "words"),
     [
         ("{model}", 2, "missing option '-o'"),
-        ("{model} -o {model}", 2, "is the model that is quantised"),
+        ("{model} -o {model}", 2, "is the model that the new one is made from"),
         ("{model} -m {model} -o x", 2, "expected one model, got MODEL and --model"),
         ("{model} -o a.txt", 2, "expected a directory for the model, got the file 'a.txt'"),
         ("{model} -o x --to int2", 2, "int2"),
@@ -60,7 +60,7 @@ def test_lines_for_people(shell: Shell, tiny_gpt2: Path, tmp_path: Path) -> None
         ("nowhere/at/all -o x", 5, "nowhere/at/all"),
         ("{model} -o a.txt/x", 2, "a.txt/x"),
         ("zeros -o x", 5, "h.0.attn.c_proj.weight: expected weights to quantise, got only zeros"),
-        ("done -o x", 2, "done is quantised to int8, and training needs plain weights"),
+        ("done -o x", 2, "done is quantised to int8, and plain weights are needed"),
     ],
 )
 def test_refusals(shell: Shell, tiny_gpt2: Path, tmp_path: Path, arguments: str, code: int, words: str) -> None:

@@ -1,0 +1,64 @@
+"""A model's directory: where one may be written, and writing it whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from llmcli.checkpoints import safetensors
+from llmcli.errors import InputError, ResourceError
+
+GENERATION = "generation_config.json"
+
+
+def of(path: Path) -> Path:
+    """The directory of a checkpoint that may be a single file."""
+    return path if path.is_dir() else path.parent
+
+
+def write_side_files(to: Path, texts: Mapping[str, str], source: Path) -> None:
+    """Write the texts that stand beside the weights, by file name, and the source's advice on generating."""
+    for name, text in texts.items():
+        (to / name).write_text(text, encoding="utf-8")
+    if (advice := of(source) / GENERATION).exists():
+        shutil.copyfile(advice, to / GENERATION)
+
+
+def check_output(output: Path, source: Path) -> None:
+    """Raises InputError when the output is no place for a model, or is the model that it is made from."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"expected a directory for the model, got the file '{output}'")
+    if output.exists() and output.resolve() == of(source).resolve():
+        raise InputError(f"'{output}' is the model that the new one is made from; give another directory")
+
+
+def size(path: Path) -> int:
+    """Bytes of a checkpoint's weight files."""
+    return sum(file.stat().st_size for file in safetensors.files(path))
+
+
+@contextlib.contextmanager
+def writing(output: Path) -> Iterator[Path]:
+    """A directory beside `output` to write into, moved there when the block ends, and gone when it fails.
+
+    Raises ResourceError when the disk is full, InputError when the place cannot be written.
+    """
+    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if not output.exists():
+            partial.rename(output)
+        else:
+            for file in sorted(partial.iterdir()):
+                os.replace(file, output / file.name)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"no space left for a model in {output}; free some space") from None
+        raise InputError(f"cannot write a model in {output}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
