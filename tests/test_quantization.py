@@ -58,7 +58,7 @@ def test_round_trip(tiny_gpt2: Path, tmp_path: Path, kind: str, dtype: str) -> N
     plain = logits(loading.load(tiny_gpt2))
     assert (logits(saved) - plain).norm() < (0.03 if kind == "int8" else 0.2) * plain.norm()
     assert [m.bits for m in matrices] == [8 if kind == "int8" else 4] * 8 + [8]  # the head keeps 8
-    assert model_directory.size(tmp_path / "model") < quantization.size(tiny_gpt2)
+    assert model_directory.size(tmp_path / "model") < model_directory.size(tiny_gpt2)
     assert loading.load(tmp_path / "model", quantize=kind).quantized == kind
 
 
