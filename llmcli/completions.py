@@ -6,10 +6,8 @@ Knows tokenizers and JSON fields; knows neither files nor terminals.
 from __future__ import annotations
 
 import codecs
-import difflib
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,7 +15,7 @@ from typing import Any
 
 from llmcli.beam_search import beam_search, check_beams
 from llmcli.errors import InputError
-from llmcli.generation import Event, Request, TokenLogprob, fit, generate
+from llmcli.generation import Batch, Event, Request, TokenLogprob, fit, generate
 from llmcli.loading import DEFAULT, Loaded
 from llmcli.sampling import Sampling
 from llmcli.text_stream import spell
@@ -73,28 +71,6 @@ class Stopwatch:
         self.predicted = now - self.prompt
 
 
-def parse_record(
-    line: bytes, defaults: Mapping[str, Any], errors: str = "strict"
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A line of JSONL → the record, and its settings over the defaults. Raises InputError.
-
-    Fields that mean nothing here pass, so that a data set's own columns can stay; near misses of a setting do not.
-    """
-    try:
-        record = json.loads(line.decode("utf-8", errors))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"expected a JSON object in UTF-8, got something else: {error}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"expected a JSON object, got {type(record).__name__}")
-    if not isinstance(record.get("prompt"), str):
-        raise InputError(f'expected a "prompt" of text, got {record.get("prompt")!r}')
-    for key in record.keys() - {"id", "prompt", *SETTINGS}:
-        if near := difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.8):
-            raise InputError(f'unknown field "{key}"; did you mean "{near[0]}"?')
-    given = {key: record[key] for key in SETTINGS if record.get(key) is not None}
-    return record, {**defaults, **given}
-
-
 @dataclass
 class Session:
     """A loaded model under one policy."""
@@ -127,77 +103,41 @@ class Session:
             check_beams(request, self.policy.beams)
         return replace(request, ids=fit(request.ids, request.max_tokens, self.policy.context, self.policy.overflow))
 
-    def events(self, requests: Sequence[Request], interrupted: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """The events of all requests: one batch, or one beam search after the other."""
+    def events(
+        self,
+        requests: Sequence[Request],
+        interrupted: Callable[[], bool] = lambda: False,
+        *,
+        batch_size: int | None = None,
+    ) -> Iterator[Event]:
+        """The events of all requests: batch_size of them at a time (all by default), or one beam search by one."""
         loaded, policy = self.loaded, self.policy
         common: dict[str, Any] = {"context": policy.context, "interrupted": interrupted, "device": loaded.device}
         if policy.beams == 1:
-            slide = policy.overflow == "slide"
-            yield from generate(loaded.model, requests, loaded.tokenizer, slide=slide, **common)
+            common |= {"slide": policy.overflow == "slide", "batch_size": batch_size}
+            yield from generate(loaded.model, requests, loaded.tokenizer, **common)
             return
         search: dict[str, Any] = {"beams": policy.beams, "length_penalty": policy.length_penalty, **common}
         for index, request in enumerate(requests):
             for event in beam_search(loaded.model, request, loaded.tokenizer, **search):
                 yield replace(event, request=index)
 
-    def records(
-        self,
-        lines: Sequence[tuple[int, bytes]],
-        defaults: Mapping[str, Any],
-        *,
-        errors: str = "strict",
-        interrupted: Callable[[], bool] = lambda: False,
-    ) -> list[dict[str, Any]]:
-        """Numbered lines of JSONL, continued as one batch → a document for each, in order."""
-        documents: list[dict[str, Any]] = [{} for _ in lines]
-        places, ids, requests = [], [], []
-        for place, (number, line) in enumerate(lines):
-            record: dict[str, Any] = {}
-            try:
-                record, settings = parse_record(line, defaults, errors)
-                requests.append(self.request(record["prompt"], settings))
-            except InputError as error:
-                documents[place] = error_document(error, number, record.get("id"))
-            else:
-                places.append(place)
-                ids.append(record.get("id"))
-        collected = self.collect(requests, interrupted) if requests else []
-        for place, id, document in zip(places, ids, collected, strict=True):
-            documents[place] = document if id is None else {**document, "id": id, "request_id": document["id"]}
-        return documents
-
-    def answers(
-        self, document: Any, number: int, line: bytes, defaults: Mapping[str, Any], errors: str = "strict"
-    ) -> bool:
-        """Whether a document of an earlier run is what this session would write for a numbered line of JSONL."""
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            return False
-        record: dict[str, Any] = {}
-        try:
-            record, settings = parse_record(line, defaults, errors)
-            request = self.request(record["prompt"], settings)
-        except InputError as error:
-            return document == error_document(error, number, record.get("id"))
-        facts, engine = document.get("llmcli"), {key: self.engine[key] for key in self.engine if key != "threads"}
-        if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in engine.items()):
-            return False
-        identity = _identity(self.name, request)
-        return document.get("request_id", document.get("id")) == identity and document.get("id") == (
-            identity if record.get("id") is None else record["id"]
-        )
+    def batch(self) -> Batch:
+        """An empty batch under this policy."""
+        loaded, policy = self.loaded, self.policy
+        slide = policy.overflow == "slide"
+        return Batch(loaded.model, loaded.tokenizer, context=policy.context, slide=slide, device=loaded.device)
 
     @property
     def name(self) -> str:
         """The model as documents name it."""
         return "default" if self.loaded.path == DEFAULT else self.loaded.name
 
-    def collect(
-        self, requests: Sequence[Request], interrupted: Callable[[], bool] = lambda: False
-    ) -> list[dict[str, Any]]:
+    def collect(self, requests: Sequence[Request], *, batch_size: int) -> list[dict[str, Any]]:
         """The document of every request, once all of them have ended."""
         watch = Stopwatch(load=self.load_seconds)
         completions = [[Completion() for _ in range(request.num_samples)] for request in requests]
-        for event in self.events(requests, interrupted):
+        for event in self.events(requests, batch_size=batch_size):
             watch.tick()
             completions[event.request][event.sample].add(event)
         return [self.document(request, done, watch) for request, done in zip(requests, completions, strict=True)]
@@ -212,7 +152,7 @@ class Session:
         written = sum(len(completion.tokens) for completion in completions)
         return {
             "schema": SCHEMA,
-            "id": _identity(self.name, request),
+            "id": identity(self.name, request),
             "object": "text_completion",
             "created": int(time.time()),
             "model": self.name,
@@ -242,12 +182,6 @@ class Session:
         }
 
 
-def error_document(error: InputError, line: int, id: object = None) -> dict[str, Any]:
-    """What stands in the place of a document for a record that cannot be used."""
-    problem = {"message": str(error), "type": "invalid_request_error", "code": error.exit_code, "line": line}
-    return {"schema": SCHEMA, "id": id, "error": problem}
-
-
 def rate(count: int, seconds: float) -> float | None:
     """Tokens per second, None where nothing was timed."""
     return round(count / seconds, 3) if count > 0 and seconds > 0 else None
@@ -272,6 +206,6 @@ def _logprobs(tokenizer: Tokenizer, completion: Completion) -> dict[str, Any]:
     }
 
 
-def _identity(name: str, request: Request) -> str:
+def identity(name: str, request: Request) -> str:
     """An id that the same model, prompt and settings give again."""
     return "cmpl-" + hashlib.sha256(repr((name, request)).encode()).hexdigest()[:24]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from llmcli.errors import InputError, ResourceError
@@ -30,21 +29,24 @@ class Pair:
 def complete(loaded: Loaded, prompts: Sequence[str], *, max_tokens: int, batch_size: int) -> Iterator[str]:
     """The greedy completion of each prompt in order, up to its end-of-text token; a long prompt loses its beginning."""
     context, tokenizer = loaded.model.config.n_positions, loaded.tokenizer
-    rest = iter(prompts)
-    while batch := list(islice(rest, batch_size)):
-        encode = tokenizer.encode_whole if loaded.answers else tokenizer.encode
-        requests = [
-            Request(
-                fit(encode(prompt), max_tokens, context, "truncate"),
-                max_tokens=max_tokens,
-                anew=loaded.answers and tokenizer.leads_with_space,
-            )
-            for prompt in batch
-        ]
-        texts = [""] * len(batch)
-        for event in generate(loaded.model, requests, loaded.tokenizer, context=context, device=loaded.device):
-            texts[event.request] += event.text
-        yield from texts
+    encode = tokenizer.encode_whole if loaded.answers else tokenizer.encode
+    requests = [
+        Request(
+            fit(encode(prompt), max_tokens, context, "truncate"),
+            max_tokens=max_tokens,
+            anew=loaded.answers and tokenizer.leads_with_space,
+        )
+        for prompt in prompts
+    ]
+    texts, ended, first = [""] * len(requests), [False] * len(requests), 0
+    for event in generate(
+        loaded.model, requests, tokenizer, context=context, batch_size=batch_size, device=loaded.device
+    ):
+        texts[event.request] += event.text
+        ended[event.request] = event.finish_reason is not None
+        while first < len(texts) and ended[first]:
+            yield texts[first]
+            first += 1
 
 
 def answer(text: str, pattern: re.Pattern[str] | None) -> str:

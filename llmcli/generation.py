@@ -6,6 +6,7 @@ can end a sequence between any two tokens. Nothing here prints, and nothing is k
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,7 +33,7 @@ class Vocabulary(Protocol):
 
 
 class Generates(Protocol):
-    """What the loop needs of a model; the state is opaque but for `select(rows)`."""
+    """What the loop needs of a model; the state is opaque but for `select(rows)` and `append(state)`."""
 
     def start(self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None) -> tuple[Tensor, Any]:
         """ids (B, T), right-padded, and lengths (B,) → logits (B, V) at each row's last token, and the state."""
@@ -115,53 +116,114 @@ def generate(
     *,
     context: int,
     slide: bool = False,
+    batch_size: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
 ) -> Iterator[Event]:
-    """Continue all requests as one batch, token by token; each sequence's last event carries its finish_reason.
+    """Continue requests, token by token; each sequence's last event carries its finish_reason.
+
+    All of them together, or batch_size at a time: the next request takes the place of one that has ended.
+    """
+    batch, waiting = Batch(model, vocabulary, context=context, slide=slide, device=device), enumerate(requests)
+    while True:
+        room = len(requests) if batch_size is None else batch_size - batch.size
+        batch.add(list(itertools.islice(waiting, room)))
+        if not batch.size:
+            return
+        yield from batch.step()
+        if interrupted():
+            yield from batch.interrupt()
+            return
+        batch.read()
+
+
+class Batch:
+    """Sequences that are continued together: requests join at any step, sequences leave when they end.
 
     A sequence that reaches `context` ends with "length", or, with slide, goes on from the last half of its context.
     Its text depends on its own request, seed and sample number only. Raises ModelError for non-finite logits.
     """
-    rows = [
-        _Row(index, sample, request, TextStream(request.stop, anew=request.anew), list(request.ids))
-        for index, request in enumerate(requests)
-        for sample in range(request.num_samples)
-    ]
-    room = max(len(request.ids) + request.max_tokens for request in requests)
-    capacity = min(room, context)
-    logits, state = start_rows(model, vocabulary, [request.ids for request in requests], capacity, device)
-    if len(rows) > len(requests):
-        repeats = torch.tensor([row.index for row in rows], device=device)
-        logits = logits[repeats]
-        select_rows(state, repeats)
-    chooser = _Chooser(rows, logits)
-    while True:
-        tokens, logprobs = chooser(rows, logits)
-        going = []
+
+    def __init__(
+        self,
+        model: Generates,
+        vocabulary: Vocabulary,
+        *,
+        context: int,
+        slide: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._model, self._vocabulary, self._context, self._slide = model, vocabulary, context, slide
+        self._device = device
+        self._rows: list[_Row] = []
+        self._state: Any = None
+        self._logits: Tensor = torch.empty(0)
+        self._chooser = _Chooser()
+
+    @property
+    def size(self) -> int:
+        """Requests of which a sequence has not ended."""
+        return len({row.index for row in self._rows})
+
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Read prompts; their events come under the numbers given here."""
+        if not requests:
+            return
+        rows = [
+            _Row(number, sample, request, TextStream(request.stop, anew=request.anew), list(request.ids))
+            for number, request in requests
+            for sample in range(request.num_samples)
+        ]
+        logits, state = self._start(rows, [request.ids for _, request in requests])
+        if len(rows) > len(requests):
+            places = [place for place, (_, request) in enumerate(requests) for _ in range(request.num_samples)]
+            repeats = torch.tensor(places, device=self._device)
+            logits = logits[repeats]
+            select_rows(state, repeats)
+        if self._rows:
+            append_rows(self._state, state)
+            logits, state = torch.cat([self._logits, logits]), self._state
+        self._rows, self._logits, self._state = self._rows + rows, logits, state
+        self._chooser.add(rows, logits)
+
+    def step(self) -> Iterator[Event]:
+        """Choose the next token of every sequence; those that end leave the batch."""
+        rows, going = self._rows, []
+        tokens, logprobs = self._chooser(rows, self._logits)
         for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            event = row.take(token, logprobs[n], vocabulary, None if slide else context)
-            yield event
+            event = row.take(token, logprobs[n], self._vocabulary, None if self._slide else self._context)
             if event.finish_reason is None:
                 going.append(n)
-        if going and interrupted():
-            for n in going:
-                yield rows[n].interrupt()
-            return
-        if not going:
-            return
+            yield event
         if len(going) < len(rows):
-            keep = torch.tensor(going, device=device)
-            rows = [rows[n] for n in going]
-            select_rows(state, keep)
-            chooser = chooser.select(rows, keep)
-        if slide and any(len(row.context) >= context for row in rows):
+            keep = torch.tensor(going, dtype=torch.int64, device=self._device)
+            self._rows = [rows[n] for n in going]
+            select_rows(self._state, keep)
+            self._chooser.select(self._rows, keep)
+
+    def read(self) -> None:
+        """Read the tokens that `step` chose."""
+        rows, context = self._rows, self._context
+        if not rows:
+            return
+        if self._slide and any(len(row.context) >= context for row in rows):
             for row in rows:
                 if len(row.context) >= context:
                     del row.context[: -max(context // 2, 1)]
-            logits, state = start_rows(model, vocabulary, [row.context for row in rows], capacity, device)
+            self._logits, self._state = self._start(rows, [row.context for row in rows])
         else:
-            logits = continue_rows(model, vocabulary, [row.context[-1] for row in rows], state, device)
+            last = [row.context[-1] for row in rows]
+            self._logits = continue_rows(self._model, self._vocabulary, last, self._state, self._device)
+
+    def interrupt(self) -> Iterator[Event]:
+        """End every sequence as it is."""
+        for row in self._rows:
+            yield row.interrupt()
+        self._rows = []
+
+    def _start(self, rows: Sequence[_Row], prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
+        room = max(len(row.request.ids) + row.request.max_tokens for row in rows)
+        return start_rows(self._model, self._vocabulary, prompts, min(room, self._context), self._device)
 
 
 @dataclass
@@ -199,26 +261,35 @@ class _Row:
 class _Chooser:
     """Picks every row's next token, rows with equal settings together, and keeps the counts that penalties need."""
 
-    def __init__(self, rows: Sequence[_Row], logits: Tensor) -> None:
-        self._group(rows)
+    def __init__(self) -> None:
+        self._members: list[_Row] = []
+        self._groups: list[tuple[Sampling, list[int]]] = []
         self._counts: tuple[Tensor, Tensor] | None = None
-        if any(row.request.sampling.penalises for row in rows):
-            prompt = torch.stack([_count(row.request.ids, logits) for row in rows])
-            self._counts = prompt, torch.zeros_like(prompt)
+
+    def add(self, rows: Sequence[_Row], logits: Tensor) -> None:
+        """Take in the batch's new last rows; logits (B,V) of all."""
+        before = len(self._members)
+        self._group([*self._members, *rows])
+        if self._counts is None and not any(row.request.sampling.penalises for row in rows):
+            return
+        prompt = torch.stack([_count(row.request.ids, logits) for row in rows])
+        counts = prompt, torch.zeros_like(prompt)
+        if self._counts is None:  # the rows before have no use for theirs
+            self._counts = (prompt.new_zeros(before, prompt.shape[1]),) * 2
+        self._counts = tuple(torch.cat(pair) for pair in zip(self._counts, counts, strict=True))  # type: ignore[assignment]
+
+    def select(self, rows: Sequence[_Row], keep: Tensor) -> None:
+        """Only these rows stay, from the positions keep (N,)."""
+        self._group(rows)
+        if self._counts is not None:
+            prompt, completion = self._counts
+            self._counts = prompt[keep], completion[keep]
 
     def _group(self, rows: Sequence[_Row]) -> None:
         groups: dict[Sampling, list[int]] = {}
         for n, row in enumerate(rows):
             groups.setdefault(row.request.sampling, []).append(n)
-        self._groups = list(groups.items())
-
-    def select(self, rows: Sequence[_Row], keep: Tensor) -> _Chooser:
-        """The chooser of the rows that stay: their list, and their positions keep (N,) in the old one."""
-        self._group(rows)
-        if self._counts is not None:
-            prompt, completion = self._counts
-            self._counts = prompt[keep], completion[keep]
-        return self
+        self._members, self._groups = list(rows), list(groups.items())
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[_Row], logits: Tensor) -> tuple[list[int], list[TokenLogprob | None]]:
@@ -285,6 +356,12 @@ def continue_rows(
 ) -> Tensor:
     """Read one token per row: the logits (B, V) that follow."""
     return model.step(torch.tensor(tokens, device=device)[:, None], state)[:, : vocabulary.vocab_size]
+
+
+@torch.inference_mode()
+def append_rows(state: Any, more: Any) -> None:
+    """Put another state's rows behind those of the first."""
+    state.append(more)
 
 
 @torch.inference_mode()

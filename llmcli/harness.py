@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,10 +61,8 @@ class LlmcliModel(LM):  # type: ignore[misc]
         """Continue each request's context until one of its stop strings, greedily unless it asks for sampling."""
         session = Session(self.loaded, Policy(self.longest, "truncate"))
         asked = [session.request(context, settings(given)) for context, given in (r.args for r in requests)]
-        texts = []
-        for batch in _batches(asked, self.batch_size):
-            texts += [document["choices"][0]["text"] for document in session.collect(batch)]
-        return texts
+        documents = session.collect(asked, batch_size=self.batch_size)
+        return [document["choices"][0]["text"] for document in documents]
 
 
 def settings(given: dict[str, Any]) -> dict[str, Any]:
@@ -79,11 +77,6 @@ def settings(given: dict[str, Any]) -> dict[str, Any]:
         "repetition_penalty": 1.0,
     }
     return found | {name: given[name] for name in ("top_p", "top_k") if given.get("do_sample") and name in given}
-
-
-def _batches(rows: list[Any], size: int) -> Iterator[list[Any]]:
-    for begin in range(0, len(rows), size):
-        yield rows[begin : begin + size]
 
 
 if __name__ == "__main__":

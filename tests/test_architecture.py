@@ -18,6 +18,7 @@ FLOORS = {
     "cli": 11,
     "commands": 10,
     "receipts": 9,
+    "records": 9,
     "harness": 9,
     "diagnosis": 8,
     "completions": 8,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from llmcli import records
 from llmcli.commands.terminal import to_json
 from llmcli.completions import SETTINGS, Policy, Session
 from llmcli.errors import InputError
-from llmcli.generation import Event, Request, TokenLogprob
+from llmcli.generation import Batch, Event, Request, TokenLogprob
 from llmcli.loading import Loaded
 from llmcli.tokenizer import Tokenizer
 from tests.tiny import write_tokenizer
@@ -34,19 +37,38 @@ RECORDS = st.fixed_dictionaries(
 )
 
 
-class Echo(Session):
-    """A session whose model writes one token, whatever it is asked."""
+class Echo(Batch):
+    """A batch whose model writes one token, whatever it is asked."""
 
-    engine: dict[str, Any] = {}  # noqa: RUF012
+    def __init__(self) -> None:
+        self.requests: list[tuple[int, Request]] = []
 
-    def events(self, requests, interrupted=lambda: False):
-        for index, request in enumerate(requests):
+    @property
+    def size(self) -> int:
+        return len(self.requests)
+
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        self.requests += requests
+
+    def step(self) -> Iterator[Event]:
+        while self.requests:
+            number, request = self.requests.pop()
             assert isinstance(request, Request)
             assert 1 <= len(request.ids) < CONTEXT
             top = TokenLogprob(-1.0, [(3, -1.0)][: request.logprobs])
             logprob = None if request.logprobs is None else top
-            for sample in range(min(request.num_samples, 3)):
-                yield Event(index, sample, 3, "x", logprob, "length")
+            for sample in range(request.num_samples):
+                yield Event(number, sample, 3, "x", logprob, "length")
+
+    def read(self) -> None:
+        pass
+
+
+class EchoSession(Session):
+    engine: dict[str, Any] = {}  # noqa: RUF012
+
+    def batch(self) -> Batch:
+        return Echo()
 
 
 @pytest.fixture(scope="module", params=["error", "truncate", "slide"])
@@ -54,8 +76,10 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(directory, 320)
     tokenizer = Tokenizer.open(directory)
-    loaded = Loaded(None, tokenizer, {}, "tiny", Path("tiny"), torch.float32, torch.device("cpu"))
-    return Echo(loaded, Policy(CONTEXT, request.param))
+    loaded = Loaded(
+        SimpleNamespace(KIND="decoder"), tokenizer, {}, "tiny", Path("tiny"), torch.float32, torch.device("cpu")
+    )
+    return EchoSession(loaded, Policy(CONTEXT, request.param))
 
 
 @pytest.mark.parametrize("name", ["num_samples", "max_tokens", "seed", "logprobs"])
@@ -70,7 +94,7 @@ def test_counts_beyond_every_machine(session: Session, name: str, refused: int) 
 
 
 def check(session: Session, line: bytes) -> dict[str, Any]:
-    (document,) = session.records([(7, line)], {"max_tokens": 5})
+    (document,) = records.answer(session, iter([(7, line)]), {"max_tokens": 5})
     read = json.loads(to_json(document, indent=None))
     assert ("error" in read) != ("choices" in read)
     if "error" in read:

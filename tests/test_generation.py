@@ -120,6 +120,19 @@ def test_sliding_goes_on_from_the_last_half_of_the_context() -> None:
         assert [e.token for e in events if e.request == n] == [e.token for e in unlimited if e.request == n]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_the_next_request_takes_the_place_of_one_that_ended(batch_size: int) -> None:
+    model, left, running = Toy(SIZE), {n: row.num_samples for n, row in enumerate(REQUESTS)}, set()
+    for event in generate(model, REQUESTS, ENDLESS, context=64, batch_size=batch_size):
+        running.add(event.request)
+        assert len(running) <= batch_size
+        left[event.request] -= event.finish_reason is not None
+        running -= {n for n in running if not left[n]}
+    assert not any(left.values())
+    assert len(model.starts) == (1 if batch_size > len(REQUESTS) else len(REQUESTS) - batch_size + 1)
+    assert run(REQUESTS, words=ENDLESS, batch_size=batch_size) == run(REQUESTS, words=ENDLESS)
+
+
 def test_an_interrupt_ends_every_unfinished_sequence_after_the_current_token() -> None:
     calls = iter([False, False, True])
     sequences = run([Request([1], HOT, num_samples=2), Request([2], max_tokens=1)], interrupted=lambda: next(calls))

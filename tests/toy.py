@@ -24,6 +24,11 @@ class ToyState:
     def select(self, rows: Tensor) -> None:
         self.tails, self.lengths = self.tails[rows], self.lengths[rows]
 
+    def append(self, other: ToyState) -> None:
+        self.tails, self.lengths = torch.cat([self.tails, other.tails]), torch.cat([self.lengths, other.lengths])
+        if self.capacity is not None and other.capacity is not None:
+            self.capacity = max(self.capacity, other.capacity)
+
 
 class Toy:
     """Satisfies the protocol `Generates`; counts the prompts and tokens that it was asked to read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
@@ -135,7 +134,7 @@ def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def continue_many(
     session: Session,
-    records: Iterator[tuple[int, bytes]],
+    lines: Iterator[tuple[int, bytes]],
     batch_size: int,
     settings: dict[str, Any],
     errors: str,
@@ -145,26 +144,32 @@ def continue_many(
     tally: Tally | None = None,
     lasting: bool = False,
 ) -> Tally:
-    """Continue numbered lines in batches and print each batch when it is done.
+    """Continue numbered lines, batch_size at a time, and print each document as soon as those before it are done.
 
     lasting: documents hold nothing but what decides them, and one that Ctrl-C cut short is left to the next run.
     """
+    from llmcli import records
+
     tally = tally or Tally()
-    with Progress("generating", unit="records") as progress:
-        while not tally.interrupt.stop_requested and (batch := list(itertools.islice(records, batch_size))):
-            # Not around the reading above: there Ctrl-C has nothing to finish.
-            with suppress(click.exceptions.Exit), terminal.interruptible() as tally.interrupt:
-                stop = partial(getattr, tally.interrupt, "stop_requested")
-                for document in session.records(batch, settings, errors=errors, interrupted=stop):
-                    if lasting:
-                        if any(row["finish_reason"] == "interrupt" for row in document.get("choices", ())):
-                            break
-                        document = {key: document[key] for key in document if key not in ("created", "timings")}
-                    tally.add(document)
-                    if format == "jsonl":
-                        out.write(terminal.to_json(document, indent=None))
-                    else:
-                        out.write("".join(choice["text"] + "\n" for choice in document.get("choices", ())))
+    with (
+        Progress("generating", unit="records") as progress,
+        suppress(click.exceptions.Exit),
+        terminal.interruptible() as tally.interrupt,
+    ):
+        stop = partial(getattr, tally.interrupt, "stop_requested")
+        for document in records.answer(
+            session, tally.interrupt.while_reading(lines), settings,
+            batch_size=batch_size, errors=errors, interrupted=stop,
+        ):  # fmt: skip
+            if lasting:
+                if any(row["finish_reason"] == "interrupt" for row in document.get("choices", ())):
+                    break
+                document = {key: document[key] for key in document if key not in ("created", "timings")}
+            tally.add(document)
+            if format == "jsonl":
+                out.write(terminal.to_json(document, indent=None))
+            else:
+                out.write("".join(choice["text"] + "\n" for choice in document.get("choices", ())))
             progress(tally.count)
     return tally
 
@@ -173,22 +178,25 @@ def resume_many(
     session: Session, lines: Iterable[bytes], batch_size: int, settings: dict[str, Any], errors: str, path: str
 ) -> Tally:
     """Go on with a file of documents, once each line of it is found to answer its record. Raises InputError."""
-    records, tally = numbered(lines), Tally()
+    from llmcli import records
+
+    rest, tally = numbered(lines), Tally()
     with terminal.open_appended(path) as (done, out):
         for line in done:
-            number, record = next(records, (0, b""))
+            number, text = next(rest, (0, b""))
             try:
                 document = json.loads(line)
             except (ValueError, RecursionError):
                 document = None
-            if not number or not session.answers(document, number, record, settings, errors):
+            record = records.read(session, number, text, settings, errors)
+            if not number or not records.answers(session, document, record):
                 expected = f"the answer to line {number}" if number else "no more lines"
                 raise InputError(
                     f"--resume: expected {expected} of --jsonl under these flags, got line {tally.count + 1} of "
                     f"'{path}'; run the command that began the file, or name another one"
                 )
             tally.add(document)
-        return continue_many(session, records, batch_size, settings, errors, "jsonl", out, tally=tally, lasting=True)
+        return continue_many(session, rest, batch_size, settings, errors, "jsonl", out, tally=tally, lasting=True)
 
 
 def report(tally: Tally) -> None:

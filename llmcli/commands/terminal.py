@@ -17,13 +17,14 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
 
 import click
 
 from llmcli.errors import InputError, ModelError, ResourceError
 
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
+Item = TypeVar("Item")
 PATIENCE = 2.0  # seconds of silence on stdin before the user is told what is awaited
 
 
@@ -281,6 +282,24 @@ class Interrupt:
     """Whether Ctrl-C was pressed inside `interruptible`."""
 
     stop_requested = False
+
+    def while_reading(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items; Ctrl-C while the next one is waited for is heard at once, and ends them."""
+        while True:
+            before = signal.getsignal(signal.SIGINT)
+            if before is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except KeyboardInterrupt:
+                self.stop_requested = True
+                return
+            finally:
+                if before is not signal.SIG_IGN:
+                    signal.signal(signal.SIGINT, before)
+            yield item
 
 
 def check_interrupt() -> None:

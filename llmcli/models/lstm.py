@@ -77,6 +77,12 @@ class State:
         self.hidden, self.cells = [t[rows] for t in self.hidden], [t[rows] for t in self.cells]
         self._lengths = [self._lengths[row] for row in rows.tolist()]
 
+    def append(self, other: State) -> None:
+        """Put another state's rows behind these."""
+        self.hidden = [torch.cat(pair) for pair in zip(self.hidden, other.hidden, strict=True)]
+        self.cells = [torch.cat(pair) for pair in zip(self.cells, other.cells, strict=True)]
+        self._lengths = self._lengths + other._lengths
+
 
 class Layer(nn.Module):
     """One recurrent layer: the inputs' products for all positions at once, the state's step by step."""

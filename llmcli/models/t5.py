@@ -223,6 +223,23 @@ class State:
         self.memory = [(k[rows], v[rows]) for k, v in self.memory]
         self.sources = None if self.sources is None else self.sources[rows]
 
+    def append(self, other: State) -> None:
+        """Put another state's rows behind these."""
+        self.cache.append(other.cache)
+        sources = torch.cat([self._sources(), other._sources()])
+        longest = int(sources.max())
+
+        def joined(one: Tensor, two: Tensor) -> Tensor:
+            return torch.cat([F.pad(part, (0, 0, 0, 0, 0, longest - part.shape[1])) for part in (one, two)])
+
+        pairs = zip(self.memory, other.memory, strict=True)
+        self.memory = [(joined(k, more_k), joined(v, more_v)) for (k, v), (more_k, more_v) in pairs]
+        self.sources = None if bool((sources == longest).all()) else sources
+
+    def _sources(self) -> Tensor:
+        keys = self.memory[0][0]
+        return torch.full((len(keys),), keys.shape[1], device=keys.device) if self.sources is None else self.sources
+
 
 class T5(PackedModel):
     """The whole model; its parameters hold whatever was in memory until a checkpoint fills them."""

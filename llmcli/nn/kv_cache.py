@@ -30,7 +30,7 @@ class KVCache:
         self.capacity, self.head_dim, self.dtype = capacity, head_dim, dtype
         blocks = -(-capacity // BLOCK)
         # Zeros, because a masked key still meets a zero probability, and 0 * NaN would leave garbage in the output.
-        self._data = torch.zeros(
+        self._data = self._storage = torch.zeros(
             n_layers, batch, n_kv_heads, blocks, cache_bytes(dtype, head_dim), dtype=torch.uint8, device=device
         )
         self._lengths = [0] * batch
@@ -89,5 +89,20 @@ class KVCache:
             layers, _, *rest = self._data.shape
             data = self._data.new_zeros((layers, len(chosen), *rest))
             data[:, :, :, : filled.shape[3]] = filled[:, chosen]
-            self._data = data
+            self._data = self._storage = data
         self.set_lengths([self._lengths[row] for row in chosen])
+
+    def append(self, other: KVCache) -> None:
+        """Put another cache's rows behind these, where rows have left if there is room; the larger capacity holds."""
+        kept, filled = len(self._lengths), -(-other.max_length // BLOCK)
+        batch = kept + len(other._lengths)
+        layers, rows, heads, blocks, size = self._storage.shape
+        if batch > rows or other._storage.shape[3] > blocks:
+            shape = (layers, max(batch, rows), heads, max(blocks, other._storage.shape[3]), size)
+            storage, used = self._storage.new_zeros(shape), -(-self.max_length // BLOCK)
+            storage[:, :kept, :, :used] = self._data[:, :, :, :used]
+            self._storage = storage
+        self._data = self._storage[:, :batch]
+        self._data[:, kept:, :, :filled] = other._data[:, :, :, :filled]
+        self.capacity = max(self.capacity, other.capacity)
+        self.set_lengths(self._lengths + other._lengths)

@@ -1,0 +1,151 @@
+"""Records of JSONL in, documents out: one for each line, in order, as soon as it can be.
+
+Knows JSON fields; knows neither files nor terminals.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmcli.completions import SCHEMA, SETTINGS, Completion, Session, Stopwatch, identity
+from llmcli.errors import InputError
+from llmcli.generation import Event, Request
+
+
+def parse_record(
+    line: bytes, defaults: Mapping[str, Any], errors: str = "strict"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A line of JSONL → the record, and its settings over the defaults. Raises InputError.
+
+    Fields that mean nothing here pass, so that a data set's own columns can stay; near misses of a setting do not.
+    """
+    try:
+        record = json.loads(line.decode("utf-8", errors))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected a JSON object in UTF-8, got something else: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"expected a JSON object, got {type(record).__name__}")
+    if not isinstance(record.get("prompt"), str):
+        raise InputError(f'expected a "prompt" of text, got {record.get("prompt")!r}')
+    for key in record.keys() - {"id", "prompt", *SETTINGS}:
+        if near := difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.8):
+            raise InputError(f'unknown field "{key}"; did you mean "{near[0]}"?')
+    given = {key: record[key] for key in SETTINGS if record.get(key) is not None}
+    return record, {**defaults, **given}
+
+
+@dataclass
+class Record:
+    """A numbered line, and what has become of it: a request with its samples, or a problem."""
+
+    number: int
+    id: Any = None
+    request: Request | None = None
+    problem: InputError | None = None
+    samples: list[Completion] = field(default_factory=list)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its document can be written."""
+        return all(sample.finish_reason is not None for sample in self.samples)
+
+    def add(self, event: Event) -> None:
+        """Take an event of its request."""
+        self.watch.tick()
+        self.samples[event.sample].add(event)
+
+    def document(self, session: Session) -> dict[str, Any]:
+        """What the line is answered with."""
+        if self.request is None:
+            assert self.problem is not None
+            return error_document(self.problem, self.number, self.id)
+        made = session.document(self.request, self.samples, self.watch)
+        return made if self.id is None else {**made, "id": self.id, "request_id": made["id"]}
+
+
+def read(session: Session, number: int, line: bytes, defaults: Mapping[str, Any], errors: str = "strict") -> Record:
+    """A numbered line as a record, with its problem where it cannot be used."""
+    record = Record(number, watch=Stopwatch(load=session.load_seconds))
+    try:
+        fields, settings = parse_record(line, defaults, errors)
+        record.id = fields.get("id")
+        record.request = session.request(fields["prompt"], settings)
+    except InputError as error:
+        record.problem = error
+    else:
+        record.samples = [Completion() for _ in range(record.request.num_samples)]
+    return record
+
+
+def answer(
+    session: Session,
+    lines: Iterator[tuple[int, bytes]],
+    defaults: Mapping[str, Any],
+    *,
+    batch_size: int = 1,
+    errors: str = "strict",
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Any]]:
+    """Numbered lines of JSONL, batch_size of them at a time → a document for each, in order.
+
+    A line is read when there is room for it; where one has ended, the next takes its place at once.
+    """
+    records = (read(session, number, line, defaults, errors) for number, line in lines)
+    if session.policy.beams > 1:
+        for record in records:
+            for event in session.events([record.request], interrupted) if record.request else ():
+                record.add(event)
+            yield record.document(session)
+            if interrupted():
+                return
+        return
+    batch = session.batch()
+    running: dict[int, Record] = {}  # by number; one that has ended waits here for those before it
+
+    def ready() -> Iterator[dict[str, Any]]:
+        while running and (first := next(iter(running.values()))).ended:
+            yield running.pop(first.number).document(session)
+
+    while True:
+        fresh: list[tuple[int, Request]] = []
+        while not interrupted() and batch.size + len(fresh) < batch_size and (new := next(records, None)):
+            running[new.number] = new
+            if new.request is not None:
+                fresh.append((new.number, new.request))
+            yield from ready()
+        batch.add(fresh)
+        if not batch.size:
+            return
+        for event in batch.step():
+            running[event.request].add(event)
+        if interrupted():
+            for event in batch.interrupt():
+                running[event.request].add(event)
+        yield from ready()
+        batch.read()
+
+
+def error_document(error: InputError, line: int, id: object = None) -> dict[str, Any]:
+    """What stands in the place of a document for a record that cannot be used."""
+    problem = {"message": str(error), "type": "invalid_request_error", "code": error.exit_code, "line": line}
+    return {"schema": SCHEMA, "id": id, "error": problem}
+
+
+def answers(session: Session, document: Any, record: Record) -> bool:
+    """Whether a document of an earlier run is what this session would write for a record."""
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        return False
+    if record.request is None:
+        return document == record.document(session)
+    facts, engine = document.get("llmcli"), {key: session.engine[key] for key in session.engine if key != "threads"}
+    if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in engine.items()):
+        return False
+    own = identity(session.name, record.request)
+    return document.get("request_id", document.get("id")) == own and document.get("id") == (
+        own if record.id is None else record.id
+    )
