@@ -54,7 +54,7 @@ CHOSEN = [
 
 @pytest.fixture
 def fake(tmp_path: Path) -> run.Worker:
-    return run.Worker([sys.executable, "-c", FAKE], {}, tmp_path / "log")
+    return run.Worker([sys.executable, "-c", FAKE], {"PYTHONSAFEPATH": ""}, tmp_path / "log")
 
 
 def test_a_turn(fake: run.Worker) -> None:
