@@ -17,7 +17,7 @@ VARIABLES = {  # every environment variable that llmcli reads, besides LLMCLI_<C
     "LLMCLI_CPU_ISA": "the kernels' instruction set",
     "LLMCLI_BUILD_KERNELS": "0 installs without kernels (read by setup.py)",
     "HF_HUB_OFFLINE": "1 never uses the network",
-    "XDG_CACHE_HOME": "where the cache of tokenised texts lies, in llmcli/tokens",
+    "XDG_CACHE_HOME": "llmcli/tokens there keeps tokenised texts",
     "HF_HOME": "where the Hugging Face cache lies",
     "HF_HUB_CACHE": "where downloaded models lie",
     "OMP_NUM_THREADS": "threads, where -t is not given",
