@@ -2,7 +2,7 @@
 other round.
 
     python -m benchmarks.peers.run                                     # all, five rounds
-    python -m benchmarks.peers.run --shapes gpt2 --rounds 1 --engines llmcli,llama_cpp --output trial/
+    python -m benchmarks.peers.run --shapes gpt2 --rounds 1 --engines llmcli,llama_cpp --output .
 
 Writes MACHINE.peers.SHAPE.json and .png after every round, so that a run that is broken off keeps its rounds, and
 prints the tables. A process is started, loads, writes one token (time to first token), then is measured in one thing

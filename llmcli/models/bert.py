@@ -165,10 +165,6 @@ class Bert(PackedModel):
             self.head, self.headless = Head(self.config), False
         return renamed
 
-    def checkpoint(self) -> dict[str, Tensor]:
-        """The parameters under those names, for saving: the inverse of `rename`."""
-        return {self.stored(name): tensor for name, tensor in self.state_dict().items()}
-
     def stored(self, name: str) -> str:  # type: ignore[override]
         """Hugging Face's name of a tensor of this module."""
         shifted = self.config.model_type in SHIFTED

@@ -130,16 +130,6 @@ class Bloom(CausalModel):
         """The token embeddings (V,C)."""
         return self.word_embeddings.weight
 
-    @torch.no_grad()
-    def initialize(self, generator: torch.Generator | None = None) -> Bloom:
-        """Fill the parameters for training from scratch: normal matrices of initializer_range, norms 1, biases 0."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        return self
-
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names of Hugging Face's BloomForCausalLM or BloomModel → this module's, without copying."""
         renamed = {}
@@ -148,10 +138,6 @@ class Bloom(CausalModel):
             if not (name == "lm_head.weight" and self.config.tie_word_embeddings):
                 renamed[name] = weights[key]
         return renamed
-
-    def checkpoint(self) -> dict[str, Tensor]:
-        """The parameters under those names, for saving: the inverse of `rename`."""
-        return {self.stored(name): tensor for name, tensor in self.state_dict().items()}
 
     @staticmethod
     def stored(name: str) -> str:

@@ -228,16 +228,6 @@ class Llama(CausalModel):
         """The token embeddings (V,C)."""
         return self.embed_tokens.weight
 
-    @torch.no_grad()
-    def initialize(self, generator: torch.Generator | None = None) -> Llama:
-        """Fill the parameters for training from scratch: normal matrices of initializer_range, norms 1, biases 0."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        return self
-
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names of Hugging Face's LlamaForCausalLM → this module's, without copying."""
         renamed = {}
@@ -247,10 +237,6 @@ class Llama(CausalModel):
             if not tied_head and not name.endswith("rotary_emb.inv_freq"):  # a table that old checkpoints hold
                 renamed[name] = weights[key]
         return renamed
-
-    def checkpoint(self) -> dict[str, Tensor]:
-        """The parameters under those names, for saving: the inverse of `rename`."""
-        return {self.stored(name): tensor for name, tensor in self.state_dict().items()}
 
     @staticmethod
     def stored(name: str) -> str:

@@ -192,10 +192,6 @@ class LSTM(CausalModel):
         """A checkpoint has this module's own names."""
         return {name: weights[name] for name in weights}
 
-    def checkpoint(self) -> dict[str, Tensor]:
-        """The parameters, for saving."""
-        return dict(self.state_dict())
-
     def _fresh(self, batch: int) -> State:
         like, n, C = self.tokens, self.config.n_layer, self.config.n_embd
         # A cell adds up over the whole text: float32 or better.

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,6 +50,7 @@ class OPTConfig:
     n_kv_head = property(lambda self: self.num_attention_heads)
     n_embd = property(lambda self: self.hidden_size)
     head_dim = property(lambda self: self.hidden_size // self.num_attention_heads)
+    initializer_range = property(lambda self: self.init_std)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> OPTConfig:
@@ -116,16 +116,6 @@ class OPT(CausalModel):
         """The token embeddings (V,C)."""
         return self.embed_tokens.weight
 
-    @torch.no_grad()
-    def initialize(self, generator: torch.Generator | None = None) -> OPT:
-        """Fill the parameters for training from scratch: normal matrices of init_std, norms 1, biases 0."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, self.config.init_std, generator=generator)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        return self
-
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names of Hugging Face's OPTForCausalLM → this module's, without copying."""
         renamed = {}
@@ -134,10 +124,6 @@ class OPT(CausalModel):
             if not (name == "lm_head.weight" and self.config.tie_word_embeddings):
                 renamed[name] = weights[key]
         return renamed
-
-    def checkpoint(self) -> dict[str, Tensor]:
-        """The parameters under those names, for saving: the inverse of `rename`."""
-        return {self.stored(name): tensor for name, tensor in self.state_dict().items()}
 
     @staticmethod
     def stored(name: str) -> str:

@@ -279,10 +279,6 @@ class T5(PackedModel):
                 renamed[_renamed(key, 0, 1)] = weights[key]
         return renamed
 
-    def checkpoint(self) -> dict[str, Tensor]:
-        """The parameters under those names, for saving: the inverse of `rename`."""
-        return {self.stored(name): tensor for name, tensor in self.state_dict().items()}
-
     @staticmethod
     def stored(name: str) -> str:
         """Hugging Face's name of a tensor of this module."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,6 +47,20 @@ class PackedModel(nn.Module, ABC):
         """The matrix (V,C) that makes logits of what `hidden` gives."""
         own = self._own_head()
         return self.tokens if own is None else own.weight
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> PackedModel:
+        """Fill the parameters for training from scratch: normal matrices of initializer_range, norms 1, biases 0."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        return self
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The parameters under a checkpoint's names, for saving: the inverse of the model's `rename`."""
+        return {self.stored(name): tensor for name, tensor in self.state_dict().items()}
 
     def pack(self) -> PackedModel:
         """Pack every matrix for the CPU kernel; from now on the model only runs forward and cannot be saved."""
