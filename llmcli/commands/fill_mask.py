@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import click
 
-from llmcli.commands import options, terminal
-from llmcli.commands.classify import texts
+from llmcli.commands import lines, options, terminal
 from llmcli.errors import InputError
 
 
@@ -24,14 +23,9 @@ from llmcli.errors import InputError
 )
 @click.argument("given", nargs=-1, metavar="[TEXT]...")
 @options.option("-k", "--top-k", type=click.IntRange(1), default=5, help="Candidates for each mask.")
-@options.option(
-    "--batch-size", type=click.IntRange(1, 4096), default=32, help="Texts read together; changes the speed only."
-)
-@options.encoding_options[0]
 @options.model_options
 @options.quantize_option
-@options.output_options("text", "json", "jsonl")
-@options.verbosity_options
+@lines.line_options
 def command(
     given: tuple[str, ...],
     top_k: int,
@@ -51,22 +45,27 @@ def command(
     loaded = choice.load(kinds=("encoder",))
     from llmcli import encoding
 
-    lines: Iterator[str] = iter(given) if given else texts("-", encoding_errors)
-    results: list[dict[str, Any]] = []
-    with terminal.open_output(output) as out:
-        first = True
-        while batch := list(islice(lines, batch_size)):
+    texts = iter(given) if given else lines.texts("-", encoding_errors)
+
+    def results() -> Iterator[dict[str, Any]]:
+        while batch := list(islice(texts, batch_size)):
             for text, masks in zip(batch, encoding.fill(loaded, batch, top_k), strict=True):
-                result = {"text": text, "masks": [asdict(mask) for mask in masks]}
-                if format == "json":
-                    results.append(result)
-                elif format == "jsonl":
-                    out.write(terminal.to_json(result, indent=None))
-                else:
-                    for mask in masks:
-                        out.write("" if first else "\n")
-                        out.write("".join(f"{one.token}\t{one.p:.4f}\n" for one in mask.candidates))
-                        first = False
-        if format == "json":
-            document = {"schema": "llmcli/fill-mask/1", "model": loaded.name, "results": results}
-            out.write(terminal.to_json({**document, "llmcli": loaded.engine()}))
+                yield {"text": text, "masks": [asdict(mask) for mask in masks]}
+
+    separators = chain([""], repeat("\n"))
+
+    def spell(result: dict[str, Any]) -> str:
+        return "".join(
+            next(separators) + "".join(f"{one['token']}\t{one['p']:.4f}\n" for one in mask["candidates"])
+            for mask in result["masks"]
+        )
+
+    lines.write(
+        results(),
+        spell,
+        {"schema": "llmcli/fill-mask/1", "model": loaded.name},
+        loaded.engine(),
+        what="filling in",
+        format=format,
+        output=output,
+    )
