@@ -10,11 +10,11 @@
 // take q as it is, exact in every operand type; scores and weights are multiplied by the scales. So every
 // tile, one row or many, gives the same bits.
 #pragma once
+#include "row_bytes.h"
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
 constexpr int64_t kCachePanel = 64;
-constexpr float kSmallestCached = 1e-30f;  // smaller ones count as zeros: 127 / max is finite
 
 template <typename E>
 constexpr int kCachePair = 1;
@@ -260,22 +260,8 @@ LLMCLI_INLINE float cache_convert(const T* from, E* row, int64_t n) {
   } else if constexpr (sizeof(E) > 1) {
     for (int64_t i = 0; i < n; i += N) store_n(row + i, load_n(from + i, n - i), n - i);
   } else {
-    F top = zero(), faults = zero();
-    for (int64_t i = 0; i < n; i += N) {
-      const F x = load_n(from + i, n - i);
-      top = max(top, max(x, sub(zero(), x)));
-      faults = add(faults, mul(x, zero()));
-    }
-    const float largest = reduce_max(top);
-    const bool fits = reduce_add(faults) == 0.0f;
-    if (!fits || largest < kSmallestCached) {
-      std::memset(row, 0, static_cast<size_t>(n));
-      return fits ? 0.0f : from_bits(0x7fc00000u);
-    }
-    const F inverse = set(127.0f / largest);
-    for (int64_t i = 0; i < n; i += N)
-      store_bytes(row + i, round(mul(load_n(from + i, n - i), inverse)), n - i);
-    return largest / 127.0f;
+    int32_t sum;
+    return row_to_bytes(from, n, row, &sum);
   }
   return 1.0f;
 }

@@ -11,41 +11,11 @@
 // + j above). Inputs past K and columns past N weigh nothing. Traffic: K N (1 + 2 / 128) or K N (1 / 2 + 2 /
 // 32) bytes once per 48 rows. Tile: 6 rows × 4 vectors of int32 with 32 registers, 4 × 2 with 16.
 #pragma once
+#include "row_bytes.h"
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
 constexpr int kQuantizedRows = N == 16 ? 6 : 4, kQuantizedVectors = N == 16 ? 4 : 2;
-constexpr float kSmallestGroup = 1e-30f;  // a group of x that is smaller counts as zeros: 127 / max is finite
-
-// One group of a row in eight bits; NaN as its scale where it holds NaN or infinity.
-template <typename T>
-LLMCLI_INLINE void quantize_row_group(const T* x, int64_t n, int64_t padded, int32_t offset, int8_t* q,
-                                      float* scale, int32_t* start) {
-  F top = zero(), faults = zero();
-  for (int64_t i = 0; i < n; i += N) {
-    const F v = load_n(x + i, n - i);
-    top = max(top, max(v, sub(zero(), v)));
-    faults = add(faults, mul(v, zero()));
-  }
-  const float largest = reduce_max(top);
-  const bool finite = reduce_add(faults) == 0.0f;
-  if (!finite || largest < kSmallestGroup) {
-    std::memset(q, 0, static_cast<size_t>(padded));
-    *scale = finite ? 0.0f : from_bits(0x7fc00000u);
-    *start = 0;
-    return;
-  }
-  *scale = largest / 127.0f;
-  const F inverse = set(127.0f / largest);
-  F sum = zero();
-  for (int64_t i = 0; i < n; i += N) {
-    const F v = round(mul(load_n(x + i, n - i), inverse));
-    store_bytes(q + i, v, n - i);
-    sum = add(sum, v);
-  }
-  for (int64_t i = n; i < padded; ++i) q[i] = 0;
-  *start = -offset * static_cast<int32_t>(reduce_add(sum));
-}
 
 template <typename T>
 void quantize_row(const QuantizedLinearArgs& a, int64_t row) {
@@ -55,8 +25,11 @@ void quantize_row(const QuantizedLinearArgs& a, int64_t row) {
     const int64_t k = g * group;
     const int64_t n = a.inputs - k < group ? a.inputs - k : group;
     const int64_t room = padded - k < group ? padded - k : group;
-    quantize_row_group(static_cast<const T*>(a.x) + row * a.inputs + k, n, room, a.bits == 8 ? 128 : 8,
-                       a.q + row * padded + k, a.scales + row * groups + g, a.starts + row * groups + g);
+    int8_t* const q = a.q + row * padded + k;
+    int32_t sum;
+    a.scales[row * groups + g] = row_to_bytes(static_cast<const T*>(a.x) + row * a.inputs + k, n, q, &sum);
+    a.starts[row * groups + g] = (a.bits == 8 ? -128 : -8) * sum;
+    for (int64_t i = n; i < room; ++i) q[i] = 0;
   }
 }
 
