@@ -340,9 +340,9 @@ const Kernels& active();
 bool activate(const char* isa);  // false when it is not available
 bool amx_refused();              // this CPU has tiles, but they failed multiplies_exactly
 
-// Whether the bfloat16 linear layer of a table multiplies small integers, whose sums no order changes,
-// without error, and fractions to the same bits for one row as for many. What a table must do before it is
-// offered.
+// Whether the linear layers of a table, in bfloat16, 8 and 4 bits, multiply small integers, whose sums no
+// order changes, without error, and bfloat16 fractions to the same bits for one row as for many. What a table
+// must do before it is offered.
 bool multiplies_exactly(const Kernels& kernels);
 
 }  // namespace llmcli::cpu

@@ -33,7 +33,7 @@ void quantize_row(const QuantizedLinearArgs& a, int64_t row) {
   }
 }
 
-void linear_quantized_rows(const QuantizedLinearArgs& a, int64_t begin, int64_t end) {
+inline void linear_quantized_rows(const QuantizedLinearArgs& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) switch (a.dtype) {
       case DType::f32:
         quantize_row<float>(a, row);
@@ -112,8 +112,8 @@ LLMCLI_INLINE void quantized_rows(const QuantizedLinearArgs& a, int64_t row, con
 }
 
 template <typename T>
-LLMCLI_INLINE void quantized_store(const QuantizedLinearArgs& a, int64_t row, int64_t rows, int64_t column,
-                                   const float* sums) {
+LLMCLI_INLINE void quantized_store_as(const QuantizedLinearArgs& a, int64_t row, int64_t rows, int64_t column,
+                                      const float* sums) {
   const int64_t columns = a.outputs - column < kQuantizedPanel ? a.outputs - column : kQuantizedPanel;
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
   for (int64_t r = 0; r < rows; ++r) {
@@ -123,6 +123,18 @@ LLMCLI_INLINE void quantized_store(const QuantizedLinearArgs& a, int64_t row, in
       if (bias) s = add(s, load_n(bias + c, columns - c));
       store_n(y + c, s, columns - c);
     }
+  }
+}
+
+inline void quantized_store(const QuantizedLinearArgs& a, int64_t row, int64_t rows, int64_t column,
+                            const float* sums) {
+  switch (a.dtype) {
+    case DType::f32:
+      return quantized_store_as<float>(a, row, rows, column, sums);
+    case DType::bf16:
+      return quantized_store_as<bf16>(a, row, rows, column, sums);
+    case DType::f16:
+      return quantized_store_as<f16>(a, row, rows, column, sums);
   }
 }
 
@@ -152,28 +164,26 @@ void quantized_item(const QuantizedLinearArgs& a, int64_t panel, int64_t row, in
         quantized_rows<kBits, 1>(a, row, w, sums);
         break;
     }
-    switch (a.dtype) {
-      case DType::f32:
-        quantized_store<float>(a, row, rows, panel * kQuantizedPanel, sums);
-        break;
-      case DType::bf16:
-        quantized_store<bf16>(a, row, rows, panel * kQuantizedPanel, sums);
-        break;
-      case DType::f16:
-        quantized_store<f16>(a, row, rows, panel * kQuantizedPanel, sums);
-        break;
-    }
+    quantized_store(a, row, rows, panel * kQuantizedPanel, sums);
     row += rows;
   }
 }
 
-void linear_quantized(const QuantizedLinearArgs& a, int64_t begin, int64_t end) {
+// Calls f(panel, row, row_end) for items.
+template <class Call>
+LLMCLI_INLINE void quantized_items(const QuantizedLinearArgs& a, int64_t begin, int64_t end, const Call& f) {
   const int64_t blocks = (a.rows + kQuantizedBlock - 1) / kQuantizedBlock;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks, row = item % blocks * kQuantizedBlock;
     const int64_t row_end = row + kQuantizedBlock < a.rows ? row + kQuantizedBlock : a.rows;
-    a.bits == 8 ? quantized_item<8>(a, panel, row, row_end) : quantized_item<4>(a, panel, row, row_end);
+    f(panel, row, row_end);
   }
+}
+
+inline void linear_quantized(const QuantizedLinearArgs& a, int64_t begin, int64_t end) {
+  quantized_items(a, begin, end, [&](int64_t panel, int64_t row, int64_t row_end) {
+    a.bits == 8 ? quantized_item<8>(a, panel, row, row_end) : quantized_item<4>(a, panel, row, row_end);
+  });
 }
 
 // Four inputs of one column from k on, as they lie in a load: int8 plus 128, or the nibble plus 8.
@@ -218,7 +228,7 @@ void quantized_pack_panel(const QuantizedPackArgs& a, int64_t panel) {
   }
 }
 
-void linear_quantized_pack(const QuantizedPackArgs& a, int64_t begin, int64_t end) {
+inline void linear_quantized_pack(const QuantizedPackArgs& a, int64_t begin, int64_t end) {
   for (int64_t panel = begin; panel < end; ++panel)
     a.bits == 8 ? quantized_pack_panel<8>(a, panel) : quantized_pack_panel<4>(a, panel);
 }

@@ -23,10 +23,10 @@ class TileSession {
   TileSession(const TileSession&) = delete;
   TileSession& operator=(const TileSession&) = delete;
 
-  // `rows` in results and left operands, 16 in the others. Loses what the tiles hold.
-  void shape(int64_t rows) {
+  // `rows` in results and left operands, `depth`, which stays, in the others. Loses what the tiles hold.
+  void shape(int64_t rows, int64_t depth = 16) {
     if (rows == rows_) return;
-    const TileShapes shapes(rows);
+    const TileShapes shapes(rows, depth);
     tile_configure(shapes);
     rows_ = rows;
   }
@@ -65,8 +65,8 @@ LLMCLI_INLINE void tile_clear() {
   LLMCLI_TILE_ZERO(3);
 }
 
-template <int kVectors>
-LLMCLI_INLINE void tile_write(float* to, int64_t stride) {
+template <int kVectors, typename T>
+LLMCLI_INLINE void tile_write(T* to, int64_t stride) {
   LLMCLI_TILE_STORE(0, to, stride * 4);
   if constexpr (kVectors > 1) LLMCLI_TILE_STORE(1, to + 16, stride * 4);
   if constexpr (kVectors > 2) LLMCLI_TILE_STORE(2, to + 32, stride * 4);

@@ -9,11 +9,11 @@ struct alignas(64) TileShapes {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 
-  // Tiles 0 to 4, results and left operands, of `first` rows; 5 to 7 of all 16.
-  explicit TileShapes(int64_t first) {
+  // Tiles 0 to 3, results, and 4, a left operand, of `first` rows; 5 to 7, right operands, of `depth` rows.
+  explicit TileShapes(int64_t first, int64_t depth) {
     for (int i = 0; i < 8; ++i) {
-      row_bytes[i] = 64;
-      rows[i] = static_cast<uint8_t>(i < 5 ? first : 16);
+      row_bytes[i] = static_cast<uint16_t>(i == 4 ? 4 * depth : 64);
+      rows[i] = static_cast<uint8_t>(i < 5 ? first : depth);
     }
   }
 };

@@ -24,3 +24,5 @@ LLMCLI_INLINE void tile_release() { _tile_release(); }
 #define LLMCLI_TILE_STORE(tile, to, stride) _tile_stored(tile, to, stride)
 // sum (rows x 16 floats) += a (rows x 16 pairs) * b (16 pairs of depths x 16 columns)
 #define LLMCLI_TILE_MULTIPLY_BF16(sum, a, b) _tile_dpbf16ps(sum, a, b)
+// sum (rows x 16 integers) += a (rows x quads of signed bytes) * b (quads of unsigned bytes x 16 columns)
+#define LLMCLI_TILE_MULTIPLY_BYTES(sum, a, b) _tile_dpbsud(sum, a, b)

@@ -49,6 +49,16 @@ def test_the_same_bits_everywhere(isa: str, M: int, N: int, K: int, dtype: torch
 
 
 @both
+@pytest.mark.parametrize("K", [8, 60, 64, 72, 128, 192, 200, 332])
+def test_any_number_of_rows(isa: str, K: int, bits: int) -> None:
+    """Around the edges of register tiles, matrix tiles and blocks of rows, and of the depths that they take."""
+    packed, x = linear_quantized_pack(*integers(70, K, bits), K), normal(113, K, seed=K)
+    expected = _linear_fallback(x, packed, None, 70, bits)
+    for M in (1, 2, 3, 4, 7, 15, 16, 17, 31, 32, 33, 47, 48, 49, 51, 63, 64, 65, 97, 113):
+        assert torch.equal(linear_quantized(x[:M], packed, None, 70, bits), expected[:M]), M
+
+
+@both
 @pytest.mark.parametrize(("M", "N", "K"), SHAPES[:6])
 def test_close_to_float64(isa: str, M: int, N: int, K: int, bits: int) -> None:
     q, scale = integers(N, K, bits)
