@@ -8,10 +8,11 @@ with two 95 % intervals it covers the change with at least 90 %.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmcli.benchmarking.environment import differences
 from llmcli.benchmarking.tables import figure, interval
 from llmcli.errors import InputError, ModelError
 
@@ -34,11 +35,6 @@ class Change:
     high: float | None
     verdict: str  # "faster", "no slower", "slower" or "inconclusive"
 
-    def row(self) -> list[str]:
-        """The cells of COLUMNS."""
-        cells = [self.test, figure(self.first), figure(self.second), f"{self.ratio:.3f}"]
-        return [*cells, interval(self.low, self.high), self.verdict]
-
 
 def parse(text: str, name: str) -> dict[str, Any]:
     """The document in a file of `bench --json` or `bench kernels --json`. Raises ModelError when it is another."""
@@ -59,11 +55,14 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, tolerance: f
     """The changes of the tests in both, and the names of those in only one.
 
     `tolerance` is the loss that counts as none: 0.05 lets the second be 5 % slower. Raises InputError when the
-    documents are of two kinds or have no test in common, ModelError when one is malformed.
+    documents are of two kinds or two machines or have no test in common, ModelError when one is malformed.
     """
     if first["schema"] != second["schema"]:
         raise InputError(f"expected two documents of one kind, got {first['schema']} and {second['schema']}")
     before, after = figures(first), figures(second)
+    facts = [document.get("environment") or {} for document in (first, second)]
+    if found := differences(*facts):
+        raise InputError(f"expected two runs on one machine, got {'; '.join(found)}: measure both on the same")
     common = [name for name in before if name in after]
     if not common:
         raise InputError("expected documents with tests in common, got none; measure both with the same sizes")
@@ -101,12 +100,28 @@ def change(
     """The change of one test, judged against the tolerance by its whole interval."""
     low = None if second[1] is None or first[2] is None else second[1] / first[2]
     high = None if second[2] is None or first[1] is None else second[2] / first[1]
+    return Change(name, first[0], second[0], second[0] / first[0], low, high, judge(low, high, tolerance))
+
+
+def row(result: Mapping[str, Any]) -> list[str]:
+    """The cells of COLUMNS for a Change as a mapping."""
+    cells = [result["test"], figure(result["first"]), figure(result["second"]), f"{result['ratio']:.3f}"]
+    return [*cells, interval(result["low"], result["high"]), result["verdict"]]
+
+
+def judge(low: float | None, high: float | None, tolerance: float) -> str:
+    """The verdict on a ratio of speeds by its whole interval: "faster", "no slower", "slower" or "inconclusive"."""
     if low is None or high is None:
-        verdict = "inconclusive"
-    elif high < 1 - tolerance:
-        verdict = "slower"
-    elif low >= 1 - tolerance:
-        verdict = "faster" if low > 1 else "no slower"
-    else:
-        verdict = "inconclusive"
-    return Change(name, first[0], second[0], second[0] / first[0], low, high, verdict)
+        return "inconclusive"
+    if high < 1 - tolerance:
+        return "slower"
+    if low < 1 - tolerance:
+        return "inconclusive"
+    return "faster" if low > 1 else "no slower"
+
+
+def overall(verdicts: Collection[str]) -> str:
+    """ "regression" when one test is slower, else "inconclusive" when one is or there is none, else "pass"."""
+    if "slower" in verdicts:
+        return "regression"
+    return "inconclusive" if not verdicts or "inconclusive" in verdicts else "pass"

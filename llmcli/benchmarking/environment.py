@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import llmcli
 from llmcli.ops import registry
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+MACHINE = ("cpu", "cpu_family", "cpu_model", "machine", "cores", "governor")  # the fingerprint of a machine
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -48,6 +50,12 @@ def kernels_in_use(device: str) -> dict[str, str]:
     """Who serves each operator on "cpu" or "cuda": the instruction set of our kernel, "cuda", or "torch"."""
     ours = str(registry.build_info().get("isa")) if device == "cpu" else device
     return {op.name: ours if op.served_by == "kernel" else "torch" for op in registry.status() if op.device == device}
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """What keeps the figures of two environments from being compared, in words: all of MACHINE that differs."""
+    pairs = [(key, first.get(key), second.get(key)) for key in MACHINE]
+    return [f"{key} {a} and {b}" for key, a, b in pairs if a != b]
 
 
 def machine_name(facts: dict[str, Any]) -> str:

@@ -15,6 +15,9 @@ KERNEL_COLUMNS = (
     "operator", "variant", "shape", "dtype", "unit", "llmcli", "torch", "× torch", "95 % interval", "% of ceiling",
     "goal", "verdict",
 )  # fmt: skip
+VERDICT_COLUMNS = (
+    "test", "A ms", "B ms", "B's speed", "interval", "rounds", "A against itself", "finds losses over", "verdict",
+)  # fmt: skip
 
 NUMBERS = frozenset(
     {"threads", "batch", "tokens/s", "95 % interval", "% of ceiling", "llmcli", "torch", "× torch"}
@@ -73,6 +76,26 @@ def kernel_row(result: Document) -> list[str]:
     ]
 
 
+def verdict_row(result: Document) -> list[str]:
+    """The cells of one test of a live comparison; the noise stands before the verdict."""
+    noise, smallest = result["noise"], result["smallest_slowdown_pct"]
+
+    def span(low: float | None, high: float | None) -> str:
+        return "–" if low is None or high is None else f"{low:.3f}–{high:.3f}"
+
+    return [
+        result["test"],
+        figure(result["first_ns"] / 1e6),
+        figure(result["second_ns"] / 1e6),
+        f"{result['ratio']:.3f}",
+        span(result["low"], result["high"]),
+        str(result["rounds"]),
+        span(noise["low"], noise["high"]),
+        "–" if smallest is None else f"{smallest:.1f} %",
+        result["verdict"],
+    ]
+
+
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
@@ -107,7 +130,9 @@ def github_benchmark(results: Sequence[Document]) -> str:
     """The `customBiggerIsBetter` document of github-action-benchmark: [{name, unit, value, range}]."""
     entries = []
     for result in results:
-        if "median_ts" in result:
+        if "low" in result:
+            name, unit, value, low, high = result["test"], "× A", result["ratio"], result["low"], result["high"]
+        elif "median_ts" in result:
             name = " ".join(
                 [result["model"], result["test"], result["dtype"], f"t{result['n_threads']}", f"b{result['n_batch']}"]
             )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from llmcli.commands.bench_compare import compare
 from llmcli.commands.bench_kernels import kernels
-from llmcli.commands.measuring import FORMATS, Dtypes, Sizes, complain, emit, warn_of_load
+from llmcli.commands.measuring import FORMATS, Dtypes, Sizes, complain, emit, plan_tests, test_options, warn_of_load
 from llmcli.commands.options import (
     Command,
     ModelChoice,
@@ -27,10 +27,7 @@ from llmcli.commands.progress import Progress
 from llmcli.commands.terminal import open_output
 from llmcli.errors import InputError
 
-if TYPE_CHECKING:
-    from llmcli.benchmarking.model_speed import SpeedTest
-
-DEFAULT_PROMPT, DEFAULT_GEN = 512, 128
+DEFAULTS = 512, 128  # tokens to read and to write
 
 
 class Bench(Command, click.Group):
@@ -52,15 +49,7 @@ class Bench(Command, click.Group):
     ],
 )
 @model_option
-@option(
-    "--random",
-    metavar="SHAPE",
-    help="No checkpoint: random weights in the shape of gpt2, gpt2-medium, gpt2-large, gpt2-xl or a config.json.",
-)
-@option("--prompt-tokens", type=Sizes(), help=f"Tokens to read; 0 for no such test. [default: {DEFAULT_PROMPT}]")
-@option("--gen-tokens", type=Sizes(), help=f"Tokens to write; 0 for no such test. [default: {DEFAULT_GEN}]")
-@option("-d", "--depth", type=Sizes(), default="0", help="Tokens in the cache before the clock starts.")
-@option("--batch-size", type=Sizes(1), default="1", help="Sequences at once; tokens/s are summed over them.")
+@test_options(DEFAULTS)
 @option("-r", "--repetitions", type=click.IntRange(1, 1000), default=7, metavar="N", help="Samples per test.")
 @option("--warmup", type=click.IntRange(0, 100), default=1, metavar="N", help="Samples that are thrown away first.")
 @option("--dtype", type=Dtypes(), default="auto", help="Precision of weights and activations.")
@@ -126,7 +115,7 @@ def measure(
     for name in dtype:
         choice = ModelChoice(device, name, None, require_kernels, model, offline, quantize, cache_dtype)
         loaded, label = load(choice, random)
-        benchmark = ModelBenchmark(loaded, plan_tests(loaded.config.n_positions, **sizes))
+        benchmark = ModelBenchmark(loaded, plan_tests(loaded.config.n_positions, DEFAULTS, **sizes))
         try:
             benchmark.measure_ceilings(ceilings)
             total = len(benchmark.tests) * (warmup + repetitions)
@@ -165,23 +154,3 @@ def load(choice: ModelChoice, random: str | None) -> tuple[Any, str]:
     dtype = torch.float32 if choice.dtype == "auto" else getattr(torch, choice.dtype)
     kind: dict[str, Any] = {"quantize": choice.quantize, "cache_dtype": choice.cache_dtype}
     return random_model(random, dtype=dtype, device=choice.device, **kind), f"random {random}"
-
-
-def plan_tests(
-    context: int,
-    *,
-    prompt_tokens: list[int] | None,
-    gen_tokens: list[int] | None,
-    depth: list[int],
-    batch_size: list[int],
-    threads: list[int] | None,
-) -> list[SpeedTest]:
-    """The tests; the default sizes shrink to what the context leaves beside the deepest depth."""
-    import torch
-
-    from llmcli.benchmarking.model_speed import speed_tests
-
-    deepest = max(depth)
-    prompts = [min(DEFAULT_PROMPT, max(1, context - deepest))] if prompt_tokens is None else prompt_tokens
-    generations = [min(DEFAULT_GEN, max(1, context - (deepest or 1)))] if gen_tokens is None else gen_tokens
-    return speed_tests(prompts, generations, depth, batch_size, threads or [torch.get_num_threads()], context=context)

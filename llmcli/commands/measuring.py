@@ -1,14 +1,18 @@
-"""What `bench` and `bench kernels` share: lists of sizes and precisions, formats of the output, warnings."""
+"""What `bench` and its subcommands share: lists of sizes and precisions, formats of the output, warnings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.parameters import Function, option
 from llmcli.commands.terminal import Writer, is_verbose, note, table, to_json
 from llmcli.errors import InputError
+
+if TYPE_CHECKING:
+    from llmcli.benchmarking.model_speed import SpeedTest
 
 FORMATS = ("text", "json", "jsonl", "csv", "md", "github-benchmark")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -54,6 +58,41 @@ class Dtypes(click.ParamType):  # type: ignore[type-arg]  # generic since click 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """What stands for the value in the help."""
         return "LIST"
+
+
+def test_options(defaults: tuple[int, int]) -> Callable[[Function], Function]:
+    """Add the flags of what is measured, beside -m: a random shape, sizes, depths, batches."""
+
+    def decorate(function: Function) -> Function:
+        for decorator in reversed(
+            (
+                option(
+                    "--random",
+                    metavar="SHAPE",
+                    help="No checkpoint: random weights in the shape of gpt2, gpt2-medium, gpt2-large, gpt2-xl or a "
+                    "config.json.",
+                ),
+                option(
+                    "--prompt-tokens",
+                    type=Sizes(),
+                    help=f"Tokens to read; 0 for no such test. [default: {defaults[0]}]",
+                ),
+                option(
+                    "--gen-tokens", type=Sizes(), help=f"Tokens to write; 0 for no such test. [default: {defaults[1]}]"
+                ),
+                option("-d", "--depth", type=Sizes(), default="0", help="Tokens in the cache before the clock starts."),
+                option(
+                    "--batch-size",
+                    type=Sizes(1),
+                    default="1",
+                    help="Sequences at once; tokens/s are summed over them.",
+                ),
+            )
+        ):
+            function = decorator(function)
+        return function
+
+    return decorate
 
 
 def emit(writer: Writer, format: str, kind: str, document: dict[str, Any]) -> None:
@@ -103,3 +142,24 @@ def warn_of_load() -> None:
         note(
             f"warning: the load average is {load[0]:.1f} on {available_cores()} cores: other work disturbs the figures"
         )
+
+
+def plan_tests(
+    context: int,
+    defaults: tuple[int, int],
+    *,
+    prompt_tokens: list[int] | None,
+    gen_tokens: list[int] | None,
+    depth: list[int],
+    batch_size: list[int],
+    threads: list[int] | None,
+) -> list[SpeedTest]:
+    """The tests; `defaults`, tokens to read and to write, shrink to what the context leaves at the deepest depth."""
+    import torch
+
+    from llmcli.benchmarking.model_speed import speed_tests
+
+    deepest = max(depth)
+    prompts = [min(defaults[0], max(1, context - deepest))] if prompt_tokens is None else prompt_tokens
+    generations = [min(defaults[1], max(1, context - (deepest or 1)))] if gen_tokens is None else gen_tokens
+    return speed_tests(prompts, generations, depth, batch_size, threads or [torch.get_num_threads()], context=context)

@@ -1,4 +1,4 @@
-"""`bench compare`: verdicts by whole intervals, and the exit codes 0, 3 and 4."""
+"""`bench compare`: verdicts by whole intervals, live and from files, and the exit codes 0, 3 and 4."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(path: Path, *results: dict[str, Any], schema: str = "llmcli/bench/1", 
 
 
 def compare(*arguments: str) -> Invoked:
-    return CliRunner().invoke(cli, ["bench", "compare", *arguments])
+    return CliRunner().invoke(cli, ["bench", "compare", "--from-files", *arguments])
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_the_whole_interval_decides(second: tuple[float, float | None, float | N
 @pytest.mark.parametrize(
     ("second", "code", "verdict"),
     [
-        ([speed(100, 99, 101)], 0, "no slower"),
-        ([speed(80, 79, 81)], 3, "slower"),
+        ([speed(100, 99, 101)], 0, "pass"),
+        ([speed(80, 79, 81)], 3, "regression"),
         ([speed(95, 80, 110)], 4, "inconclusive"),
-        ([speed(95, 80, 110), speed(80, 79, 81, "tg4")], 3, "slower"),
+        ([speed(95, 80, 110), speed(80, 79, 81, "tg4")], 3, "regression"),
     ],
 )
 def test_exit_codes(tmp_path: Path, second: list[dict[str, Any]], code: int, verdict: str) -> None:
@@ -67,7 +67,7 @@ def test_exit_codes(tmp_path: Path, second: list[dict[str, Any]], code: int, ver
     assert document["only_in_one"] == (["tg4 float32 2 1 cpu"] if len(second) == 1 else [])
     text = compare(first, other)
     assert text.exit_code == code
-    assert verdict in text.stdout
+    assert document["results"][-1]["verdict"] in text.stdout
     assert compare(first, other, "--format", "md").stdout.count("\n") == 2 + len(second)
 
 
@@ -111,15 +111,66 @@ def test_malformed_documents(tmp_path: Path, text: str, code: int) -> None:
     assert compare(str(tmp_path / "missing"), str(tmp_path / "bad")).exit_code == 5
 
 
-def test_other_machines_are_named(tmp_path: Path) -> None:
+def test_other_machines_are_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "a", speed(1, 1, 1))
-    second = write(tmp_path / "b", speed(1, 1, 1), environment={"cpu": "y"})
-    assert "two machines" in compare(first, second).stderr
+    second = write(tmp_path / "b", speed(1, 1, 1), environment={"cpu": "y", "cores": 2, "date": "later"})
+    result = compare(first, second)
+    assert result.exit_code == 2
+    assert "cpu x and y; cores None and 2:" in result.stderr
+
+
+def test_for_a_dashboard(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a", speed(100, 99, 101)), write(tmp_path / "b", speed(100, 99, 101))
+    (entry,) = json.loads(compare(first, second, "--format", "github-benchmark").stdout)
+    assert entry == {"name": "pp8 float32 2 1 cpu", "unit": "× A", "value": 1.0, "range": f"{99 / 101}–{101 / 99}"}
+
+
+@pytest.mark.parametrize("arguments", ["--commands a b", "-m gpt2 a b", "--prompt-tokens 3 a b"])
+def test_flags_that_contradict(arguments: str) -> None:
+    assert compare(*arguments.split()).exit_code == 2
+
+
+def live(shell: Callable[..., Result], arguments: str) -> tuple[Result, dict[str, Any]]:
+    """A live comparison: the verdict, whichever it is on this machine, and the exit code agree."""
+    result = shell(f"llmcli bench compare {arguments} --json")
+    document = json.loads(result.out)
+    assert document["schema"] == "llmcli/bench-compare/1"
+    assert result.code == {"pass": 0, "regression": 3, "inconclusive": 4}[document["verdict"]]
+    assert result.code == 0 or result.err.splitlines()[-1].startswith("error: ")
+    for test in document["results"]:
+        assert test["verdict"] in ("faster", "no slower", "slower", "inconclusive")
+        assert [len(side) for side in test["samples_ns"]] == [test["rounds"]] * 2
+        assert test["ratio"] > 0
+        assert (test["low"] is None) == (test["smallest_slowdown_pct"] is None) == (test["rounds"] < 10)
+    return result, document
+
+
+def test_two_precisions_of_the_embedded_model(shell: Callable[..., Result]) -> None:
+    _, document = live(shell, "dtype=float32 threads=2 --prompt-tokens 16 --gen-tokens 2 -t 1 --time-budget 2")
+    assert [side["dtype"] for side in document["sides"]] == ["float32", "bfloat16"]
+    assert [side["threads"] for side in document["sides"]] == [1, 2]
+    assert [side["model"] for side in document["sides"]] == ["default", "default"]
+    assert [test["test"] for test in document["results"]] == ["pp16", "tg2"]
+    assert document["environment"]["cores"] >= 1
+
+
+def test_command_lines(shell: Callable[..., Result]) -> None:
+    result, document = live(shell, "--commands 'sleep 0.01' 'sleep 0.04' --time-budget 20")
+    assert result.code == 3, document
+    assert document["results"][0]["verdict"] == "slower"
+    assert shell("llmcli bench compare --commands true false").code == 2
+
+
+def test_errors_of_the_workers(shell: Callable[..., Result]) -> None:
+    result = shell("llmcli bench compare -q default no/such/model")
+    assert (result.code, result.out) == (5, "")
+    assert result.err.startswith("error: 'no/such/model': ")
+    assert result.err.count("\n") == 1
 
 
 def test_in_a_shell(shell: Callable[..., Result], tmp_path: Path) -> None:
     write(tmp_path / "a", speed(100, 99, 101))
     write(tmp_path / "b", speed(50, 49, 51))
-    result = shell("llmcli bench compare a b || echo $?")
+    result = shell("llmcli bench compare --from-files a b || echo $?")
     assert result.out.splitlines()[-1] == "3"
     assert result.err.startswith("error: 1 of 1 tests are more than 5 % slower")
