@@ -55,13 +55,19 @@ class ChatTemplate:
         settings, alone = directory / "tokenizer_config.json", directory / "chat_template.jinja"
         try:
             config = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
-            source = alone.read_text("utf-8") if alone.exists() else config.get("chat_template")
-            if isinstance(source, list):  # several by name
-                source = {entry["name"]: entry["template"] for entry in source}.get("default")
-            bos = config.get("bos_token")
-            bos = bos.get("content") if isinstance(bos, dict) else bos
+            if alone.exists():
+                config["chat_template"] = alone.read_text("utf-8")
+            return cls.of(config, eos_token)
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{directory}: no readable chat template ({error!r})") from None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], eos_token: str) -> ChatTemplate:
+        """The template in the keys of a tokenizer_config.json, else SIMPLE."""
+        source, bos = config.get("chat_template"), config.get("bos_token")
+        if isinstance(source, list):  # several by name
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        bos = bos.get("content") if isinstance(bos, dict) else bos
         return cls(source if isinstance(source, str) else SIMPLE, eos_token, bos if isinstance(bos, str) else "")
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:

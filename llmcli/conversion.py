@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmcli import loading
+from llmcli import description, loading
 from llmcli.checkpoints import directory, safetensors
 from llmcli.data import copied_files
 from llmcli.loading import Loaded
@@ -27,7 +27,7 @@ def save(loaded: Loaded, output: Path) -> None:
     if not plain:
         config.pop(quantized.KEY, None)
         config[prepacked.KEY] = prepacked.describe(dtype, loaded.quantized)
-    texts = copied_files(directory.of(loaded.path), loaded.tokenizer, config, {})
+    texts = copied_files(description.tokenizer_settings(loaded.path), loaded.tokenizer, config, {})
     with directory.writing(output) as partial:
         directory.write_side_files(partial, texts, loaded.path)
         weights = loaded.model.checkpoint() if plain else prepacked.tensors(loaded.model)

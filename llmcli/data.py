@@ -165,13 +165,12 @@ def side_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, str]:
 
 
 def copied_files(
-    directory: Path, tokenizer: Tokenizer, config: dict[str, Any], settings: dict[str, Any]
+    known: dict[str, Any], tokenizer: Tokenizer, config: dict[str, Any], settings: dict[str, Any]
 ) -> dict[str, str]:
-    """As `side_files`, for a model made from the one in `directory`, whose tokenizer_config.json is kept.
+    """As `side_files`, for a model made from another one, whose tokenizer_config.json is kept as far as `known`.
 
     `settings` are added to that.
     """
     made = side_files(tokenizer, config)
-    file = directory / "tokenizer_config.json"
-    known = json.loads(file.read_text("utf-8") if file.exists() else made["tokenizer_config.json"])
+    known = known or json.loads(made["tokenizer_config.json"])
     return made | {"tokenizer_config.json": json.dumps({**known, **settings}, indent=2) + "\n"}

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from llmcli import data, loading, lora
+from llmcli import data, description, loading, lora
 from llmcli.batches import IGNORED, HeldOut, Row, Shard
 from llmcli.chat_template import ChatTemplate
+from llmcli.checkpoints import directory
 from llmcli.classification import Figures, figures
 from llmcli.errors import InputError, ModelError
 from llmcli.examples import Labelled
@@ -47,7 +48,7 @@ def load(
 
     Raises InputError for a dropout that its architecture does not have.
     """
-    config = loading.read_config(loading.find(spec, offline=offline))
+    config = description.config(loading.find(spec, offline=offline))
     there = {field.name for field in fields(model_class(config.get("model_type")).Config)}.intersection(DROPOUTS)
     if dropout and not there:
         raise InputError(f"dropout: expected 0, since {config['model_type']} models have none; got {dropout}")
@@ -78,7 +79,7 @@ def origin(loaded: Loaded, task: str, adapters: LoRA | None, labels: Sequence[st
 
 def check_output(output: Path, loaded: Loaded) -> None:
     """Raises InputError when a run would write over the model that it begins from."""
-    if output.exists() and output.resolve() == _directory(loaded).resolve():
+    if output.exists() and output.resolve() == directory.of(loaded.path).resolve():
         raise InputError(f"--output {output} is the model that is tuned; give another directory")
 
 
@@ -179,7 +180,7 @@ def evaluate_classes(trainer: Trainer, held: HeldOut, labels: Sequence[str]) -> 
 
 def template(loaded: Loaded) -> ChatTemplate:
     """The chat template of a model, or the simple one."""
-    return ChatTemplate.open(_directory(loaded), loaded.tokenizer.end_of_text())
+    return description.chat_template(loaded.path, loaded.tokenizer.end_of_text())
 
 
 def files(loaded: Loaded, began: dict[str, Any], dtype: str, template: ChatTemplate | None) -> dict[str, str]:
@@ -192,7 +193,7 @@ def files(loaded: Loaded, began: dict[str, Any], dtype: str, template: ChatTempl
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
     settings = {} if template is None else {"chat_template": template.source}
-    made = data.copied_files(_directory(loaded), loaded.tokenizer, config, settings)
+    made = data.copied_files(description.tokenizer_settings(loaded.path), loaded.tokenizer, config, settings)
     return made | {ORIGIN: json.dumps(began, indent=2) + "\n"}
 
 
@@ -211,7 +212,3 @@ def context(loaded: Loaded, wanted: int | None) -> int:
     if wanted is not None and wanted > limit:
         raise InputError(f"--ctx-size: expected at most {limit} tokens, which is all this model reads, got {wanted}")
     return wanted or min(1024, limit)
-
-
-def _directory(loaded: Loaded) -> Path:
-    return loaded.path if loaded.path.is_dir() else loaded.path.parent

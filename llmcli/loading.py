@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,8 @@ from typing import Any
 
 import torch
 
-from llmcli import __version__
-from llmcli.checkpoints import safetensors
+from llmcli import __version__, description
+from llmcli.checkpoints import directory
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
@@ -24,7 +23,7 @@ from llmcli.nn.linear import Linear
 from llmcli.ops import registry
 from llmcli.tokenizer import Tokenizer
 
-__all__ = ["ALIASES", "DEFAULT", "Loaded", "find", "load", "read_config", "sha256"]
+__all__ = ["ALIASES", "DEFAULT", "Loaded", "find", "load", "sha256"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
@@ -85,7 +84,7 @@ class Loaded:
 def sha256(path: Path) -> str:
     """Hash of a checkpoint's weight files, in order, in hexadecimal."""
     digest = hashlib.sha256()
-    for file in safetensors.files(path):
+    for file in directory.weight_files(path):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -117,8 +116,8 @@ def load(
     """
     path = find(spec, offline=offline)
     where = choose_device(device)
-    weights = safetensors.open(path)
-    config = read_config(path)
+    config = description.config(path)
+    weights = description.weights(path, torch.bfloat16 if dtype in ("auto", "bfloat16") else torch.float32)
     labels = class_labels(config)
     if classifier != (labels is not None):
         kind = "a language model" if labels is None else f"a classifier of {', '.join(labels)[:80]}"
@@ -148,7 +147,7 @@ def load(
             f"{path}: config.json asks for {model_config.n_layer} layers; there are {len(weights)} tensors"
         )
     with ThreadPoolExecutor(1) as beside:  # GPT-2's own tokenizer takes as long to read as its weights
-        opening = beside.submit(Tokenizer.open, path if path.is_dir() else path.parent)
+        opening = beside.submit(description.tokenizer, path)
         try:
             with torch.device("meta"):
                 model = model_cls(model_config)
@@ -187,7 +186,7 @@ def load(
             f"{path}: the tokenizer has {tokenizer.vocab_size} entries, but vocab_size in config.json is "
             f"{model.config.vocab_size}: the files belong to different models"
         )
-    advised = _advised_penalty(path if path.is_dir() else path.parent)
+    advised = description.repetition_penalty(path)
     return Loaded(model.eval(), tokenizer, config, str(spec), path, chosen, where, advised, labels or (), narrow, held)
 
 
@@ -206,23 +205,6 @@ def set_cache_dtype(model: Any, name: str, dtype: torch.dtype) -> torch.dtype | 
     return held
 
 
-def _advised_penalty(directory: Path) -> float:
-    """`repetition_penalty` of generation_config.json, 1 where it has none.
-
-    Its other advice (temperature, top-k, …) is about sampling, and generation is greedy unless asked.
-    """
-    file = directory / "generation_config.json"
-    try:
-        penalty = json.loads(file.read_text("utf-8")).get("repetition_penalty") or 1.0
-    except FileNotFoundError:
-        return 1.0
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{file}: expected a JSON object, got something else: {error}") from None
-    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 < penalty <= 100:
-        raise ModelError(f"{file}: expected repetition_penalty above 0 and at most 100, got {penalty!r}")
-    return float(penalty)
-
-
 def class_labels(config: dict[str, Any]) -> list[str] | None:
     """The classes of a model for sequence classification, in the order of its logits; None for another model.
 
@@ -239,25 +221,6 @@ def class_labels(config: dict[str, Any]) -> list[str] | None:
     if len(labels) < 2 or not all(isinstance(label, str) for label in labels):
         raise ModelError(f"config.json: expected id2label with the names of classes 0, 1, …; got {by_number!r}"[:300])
     return labels
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The `config.json` beside a checkpoint."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    return read_object(file, "no such file; a model is config.json, *.safetensors and a tokenizer")
-
-
-def read_object(file: Path, missing: str) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises ModelError, with `missing` where there is no such file."""
-    try:
-        document = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{file}: {missing}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{file}: expected a JSON object, got {type(document).__name__}")
-    return document
 
 
 def _assign(
@@ -348,5 +311,5 @@ def _automatic_dtype(weights: dict[str, torch.Tensor], device: torch.device) -> 
     bfloat16 is the faster one for prompts and for single tokens, so a bfloat16 checkpoint is not widened. float32 holds
     every float16 exactly, cannot overflow, and reads prompts faster (docs/LOG.md has the figures).
     """
-    stored = next(iter(weights.values())).dtype
+    stored = max(weights.values(), key=torch.Tensor.numel).dtype
     return torch.float32 if device.type == "cpu" and stored == torch.float16 else stored

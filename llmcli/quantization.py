@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from llmcli import description
 from llmcli.checkpoints import directory, safetensors
 from llmcli.data import copied_files
 from llmcli.loading import Loaded
@@ -49,7 +50,7 @@ def save(loaded: Loaded, kind: str, output: Path, progress: Callable[[int], None
         "dtype": str(loaded.dtype).removeprefix("torch."),
         quantized.KEY: quantized.describe(kind),
     }
-    files = copied_files(directory.of(loaded.path), loaded.tokenizer, config, {})
+    files = copied_files(description.tokenizer_settings(loaded.path), loaded.tokenizer, config, {})
     with directory.writing(output) as partial:
         directory.write_side_files(partial, files, loaded.path)
         safetensors.save(partial / safetensors.SINGLE, tensors)

@@ -9,11 +9,11 @@ import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmcli.checkpoints import directory, gguf
 from llmcli.completions import SETTINGS, Completion, Policy, Session
 from llmcli.errors import InputError, ModelError
 from llmcli.generation import Request, start_rows
@@ -34,7 +34,7 @@ def make(session: Session, prompt: str, request: Request, completions: Sequence[
         "schema": SCHEMA,
         "model": session.name,
         "model_sha256": session.engine["model_sha256"],
-        "tokenizer_sha256": tokenizer_sha256(loaded.path),
+        "tokenizer_sha256": tokenizer_sha256(loaded),
         "prompt": prompt,
         "prompt_sha256": sha256(prompt),
         "prompt_ids": list(request.ids),
@@ -62,12 +62,14 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def tokenizer_sha256(path: Path) -> str:
-    """Hash of the names and contents of the tokenizer's files beside a checkpoint."""
-    digest, directory = hashlib.sha256(), path if path.is_dir() else path.parent
+def tokenizer_sha256(loaded: Loaded) -> str:
+    """Hash of the names and contents of the tokenizer's files beside a checkpoint, or of the tokenizer inside it."""
+    if gguf.recognised(loaded.path):
+        return sha256(loaded.tokenizer.backend.to_str())
+    digest, beside = hashlib.sha256(), directory.of(loaded.path)
     for name in TOKENIZER_FILES:
-        if (directory / name).exists():
-            data = (directory / name).read_bytes()
+        if (beside / name).exists():
+            data = (beside / name).read_bytes()
             digest.update(f"{name} {len(data)}\n".encode() + data)
     return digest.hexdigest()
 
@@ -155,7 +157,7 @@ def replay(
 def _restore(loaded: Loaded, receipt: Mapping[str, Any]) -> tuple[Session, Request]:
     """The session and the request of a receipt, once every hash agrees."""
     _expect("weights", receipt["model_sha256"], loaded.sha256())
-    _expect("tokenizer", receipt["tokenizer_sha256"], tokenizer_sha256(loaded.path))
+    _expect("tokenizer", receipt["tokenizer_sha256"], tokenizer_sha256(loaded))
     _expect("prompt", receipt["prompt_sha256"], sha256(receipt["prompt"]))
     unknown = receipt["request"].keys() - {*SETTINGS}
     if unknown or receipt["request"].get("max_tokens") is None:

@@ -39,6 +39,7 @@ FLOORS = {
     "examples": 5,
     "token_cache": 5,
     "hub": 4,
+    "description": 4,
     "data": 4,
     "batches": 2,
     "sampling": 4,

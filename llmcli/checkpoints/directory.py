@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from llmcli.checkpoints import safetensors
+from llmcli.checkpoints import gguf, safetensors
 from llmcli.errors import InputError, ResourceError
 
 GENERATION = "generation_config.json"
@@ -20,12 +20,23 @@ def of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, in order."""
+    return [path] if gguf.recognised(path) else safetensors.files(path)
+
+
+def advice(path: Path) -> Path | None:
+    """The advice on generating beside a checkpoint; a GGUF file has none, whatever lies beside it."""
+    file = of(path) / GENERATION
+    return file if file.exists() and not gguf.recognised(path) else None
+
+
 def write_side_files(to: Path, texts: Mapping[str, str], source: Path) -> None:
     """Write the texts that stand beside the weights, by file name, and the source's advice on generating."""
     for name, text in texts.items():
         (to / name).write_text(text, encoding="utf-8")
-    if (advice := of(source) / GENERATION).exists():
-        shutil.copyfile(advice, to / GENERATION)
+    if (file := advice(source)) is not None:
+        shutil.copyfile(file, to / GENERATION)
 
 
 def check_output(output: Path, source: Path) -> None:
@@ -38,7 +49,7 @@ def check_output(output: Path, source: Path) -> None:
 
 def size(path: Path) -> int:
     """Bytes of a checkpoint's weight files."""
-    return sum(file.stat().st_size for file in safetensors.files(path))
+    return sum(file.stat().st_size for file in weight_files(path))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import mmap
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from llmcli.errors import ModelError, ResourceError
+from llmcli.checkpoints.file import trim, writing
+from llmcli.errors import ModelError
 
 if TYPE_CHECKING:  # naming a checkpoint's files needs no torch
     from torch import Tensor
@@ -122,8 +122,7 @@ class Weights(Mapping[str, "Tensor"]):
             if len(fields) == 6 and fields[5] in self._files:
                 begin, end = (int(address, 16) for address in fields[0].split("-"))
                 libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
-        if hasattr(libc, "malloc_trim"):  # glibc keeps what copies of tensors leave behind
-            libc.malloc_trim(0)
+        trim()
 
 
 def save(
@@ -150,17 +149,7 @@ def save(
         header[name] = {"dtype": DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                file.write(tensors[name].detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror}: nothing was changed") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    with writing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(tensors[name].detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)

@@ -40,9 +40,9 @@ def command(
     Ids are separated by spaces, commas or line ends; lists in JSON and the documents of 'llmcli tokenize --json' work
     as well. Nothing is added: the ids of a text give back that text, byte for byte.
     """
+    from llmcli import description
     from llmcli.commands.terminal import open_output, read_text, stdin_is_terminal, to_json
     from llmcli.hub import find
-    from llmcli.tokenizer import Tokenizer
 
     if ids == ("-",) or (not ids and (file is not None or not stdin_is_terminal())):
         source = read_text("-" if ids or file is None else file)
@@ -53,8 +53,7 @@ def command(
     documents = source.lstrip().startswith("{")
     parts = source.removesuffix("\n").split("\n") if lines or documents else [source]
     rows = [parse(part, number) for number, part in enumerate(parts, 1)]
-    path = find(model, offline=offline)
-    tokenizer = Tokenizer.open(path if path.is_dir() else path.parent)
+    tokenizer = description.tokenizer(find(model, offline=offline))
     data = [tokenizer.spell(row) for row in rows]  # all, so that a bad id writes nothing
     with open_output(output) as out:
         for row, text in zip(rows, data, strict=True):

@@ -31,7 +31,8 @@ def command(supported: bool, format: str, output: str | None) -> None:
     """List the models that -m knows by name.
 
     These are the embedded model, the aliases, and whatever lies in the Hugging Face cache (HF_HOME, HF_HUB_CACHE).
-    Any directory with config.json, *.safetensors and a tokenizer works too. Nothing is downloaded.
+    Any directory with config.json, *.safetensors and a tokenizer works too, and a GGUF
+    file. Nothing is downloaded.
 
     With --supported, the families of such directories instead: whether they generate, score running text and train, and
     three errors on a tiny random model, as shares of the range of its logits: of int8, of int4, and from transformers.

@@ -35,12 +35,11 @@ def command(
     """
     if pieces + count + json > 1:
         raise click.UsageError("expected one of --pieces, --count and --json, got several")
+    from llmcli import description
     from llmcli.commands.terminal import open_output, to_json
     from llmcli.hub import find
-    from llmcli.tokenizer import Tokenizer
 
-    path = find(model, offline=offline)
-    tokenizer = Tokenizer.open(path if path.is_dir() else path.parent)
+    tokenizer = description.tokenizer(find(model, offline=offline))
     parts = [text]
     if lines:
         parts = text.removesuffix("\n").split("\n") if text else []

@@ -1,0 +1,277 @@
+"""The GGUF format: metadata and tensors in one file; read through a memory map, written atomically.
+
+Every length, offset and size is compared with the file before it is used; arrays are decoded when asked for. The layout
+is that of the specification in the ggml project (docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcli.checkpoints.file import trim
+from llmcli.errors import ModelError
+
+if TYPE_CHECKING:  # the header needs no torch
+    import torch
+    from torch import Tensor
+
+MAGIC = b"GGUF"
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+ALIGNMENT = 32  # bytes
+# Sizes that no model reaches, so that a lie costs little time and memory.
+LIMITS = {"tensors": 1 << 16, "keys": 1 << 16, "elements": 1 << 24, "bytes of a name": 1 << 10, "bytes": 1 << 26}
+
+
+class Size(NamedTuple):
+    """So many weights in so many bytes."""
+
+    weights: int
+    bytes: int
+
+
+NUMBERS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K"}
+NUMBERS |= {14: "Q6_K", 30: "BF16"}
+UNREAD = {10: "Q2_K", 11: "Q3_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S"}
+UNREAD |= {22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0"}
+PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SIZES = {"F32": Size(1, 4), "F16": Size(1, 2), "BF16": Size(1, 2)}
+SIZES |= {"Q4_0": Size(32, 18), "Q4_1": Size(32, 20), "Q5_0": Size(32, 22), "Q5_1": Size(32, 24), "Q8_0": Size(32, 34)}
+SIZES |= {"Q4_K": Size(256, 144), "Q5_K": Size(256, 176), "Q6_K": Size(256, 210)}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in the file: its type, its shape with the row last, and its bytes."""
+
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Items:
+    """An array of the metadata, in the file."""
+
+    kind: int
+    length: int
+    begin: int
+
+
+def recognised(path: Path) -> bool:
+    """Whether a path is a GGUF file, by its name or its first bytes."""
+    if not path.is_file():
+        return False
+    if path.suffix in (".gguf", ".safetensors", ".json"):
+        return path.suffix == ".gguf"
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == MAGIC
+    except OSError:
+        return False
+
+
+def open(path: Path) -> File:
+    """The file's header, checked. Raises ModelError for one that is missing, truncated, malformed or not supported."""
+    try:
+        state = path.stat()
+        return _open(path.resolve(), state.st_mtime_ns, state.st_size)
+    except OSError as error:
+        raise ModelError(f"{path}: not readable ({error.strerror})") from None
+
+
+@functools.lru_cache(maxsize=1)  # configuration, tokenizer and weights come from the same header
+def _open(path: Path, changed: int, size: int) -> File:
+    return File(path)
+
+
+class File:
+    """The metadata and the places of the tensors of one file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < 24:
+                raise self._damaged("shorter than a header")
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._at = 4
+        if self.map[:4] != MAGIC:
+            raise self._damaged("does not begin with 'GGUF'")
+        version = self._number("I")
+        if version not in (2, 3):
+            kind = "a big-endian file" if version in (2 << 24, 3 << 24) else f"version {version}"
+            raise ModelError(f"{path}: expected GGUF version 2 or 3, got {kind}: convert the model anew with llama.cpp")
+        n_tensors, n_keys = self._count("tensors"), self._count("keys")
+        self.metadata: dict[str, Any] = {}
+        for _ in range(n_keys):
+            key = self._name(self.metadata)
+            self.metadata[key] = self._value(self._number("I"))
+        alignment = self.get("general.alignment", int, ALIGNMENT)
+        if not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+            raise self._damaged(f"general.alignment is {alignment}, expected a power of two")
+        if self.get("split.count", int, 1) > 1:
+            raise ModelError(f"{path}: one of several files; join them first: llama-gguf-split --merge")
+        self.tensors: dict[str, Stored] = {}
+        headers: dict[str, tuple[str, tuple[int, ...], int]] = {}
+        for _ in range(n_tensors):
+            name = self._name(headers)
+            headers[name] = self._tensor()
+        data = -(-self._at // alignment) * alignment
+        for name, (kind, shape, offset) in headers.items():
+            if offset % alignment:
+                raise self._damaged(f"tensor {name} begins at {offset}, expected a multiple of {alignment}")
+            size = math.prod(shape) // SIZES[kind].weights * SIZES[kind].bytes
+            if data + offset + size > len(self.map):
+                raise self._damaged(f"tensor {name} ends at {data + offset + size} of {len(self.map)} bytes")
+            self.tensors[name] = Stored(kind, shape, data + offset, data + offset + size)
+        end = data
+        for name, stored in sorted(self.tensors.items(), key=lambda item: item[1].begin):
+            if stored.begin < end:
+                raise self._damaged(f"tensor {name} overlaps another")
+            end = stored.end
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """A scalar of the metadata, checked to be of a Python type. Raises ModelError, also for one that is missing."""
+        value = self.metadata.get(key, default)
+        if type(value) is int and kind is float:
+            value = float(value)
+        if type(value) is not kind or value != value or value in (math.inf, -math.inf):
+            shown = f"an array of {value.length}" if isinstance(value, Items) else repr(value)[:80]
+            wanted = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}[kind]
+            raise ModelError(f"{self.path}: expected {key} to be {wanted}, got {shown}: convert the model anew")
+        return value
+
+    def items(self, key: str, kind: type) -> list[Any]:
+        """An array of the metadata, empty where there is none; its elements are checked to be of a Python type."""
+        found = self.metadata.get(key)
+        if found is None:
+            return []
+        if not isinstance(found, Items):
+            raise ModelError(f"{self.path}: expected {key} to be an array, got {repr(found)[:80]}: convert it anew")
+        if found.kind == STRING:
+            at, values = found.begin, []
+            for _ in range(found.length):  # no cursor: another thread may read another array
+                size = struct.unpack_from("<Q", self.map, at)[0]
+                values.append(self._decoded(at + 8, size))
+                at += 8 + size
+        else:
+            values = list(struct.unpack_from(f"<{found.length}{SCALARS[found.kind]}", self.map, found.begin))
+        if any(type(value) is not kind for value in values):
+            raise ModelError(f"{self.path}: expected {key} to hold {kind.__name__}, got others: convert the model anew")
+        return values
+
+    def _damaged(self, reason: str) -> ModelError:
+        return ModelError(
+            f"{self.path}: not a readable GGUF file, truncated or damaged ({reason}): fetch or convert it again"
+        )
+
+    def _skip(self, size: int) -> int:
+        """Move on by so many bytes, if the file has them → where they begin."""
+        begin = self._at
+        if size > len(self.map) - begin:
+            raise self._damaged(f"{size} bytes wanted at {begin} of {len(self.map)}")
+        self._at = begin + size
+        return begin
+
+    def _number(self, form: str) -> Any:
+        value = struct.unpack_from(f"<{form}", self.map, self._skip(struct.calcsize(f"<{form}")))[0]
+        return value
+
+    def _count(self, what: str) -> int:
+        count = int(self._number("Q"))
+        if count > LIMITS[what]:
+            raise self._damaged(f"{count} {what}, expected at most {LIMITS[what]}")
+        return count
+
+    def _text(self) -> str:
+        size = self._count("bytes")
+        return self._decoded(self._skip(size), size)
+
+    def _decoded(self, begin: int, size: int) -> str:
+        try:
+            return self.map[begin : begin + size].decode()
+        except UnicodeDecodeError:
+            raise self._damaged(f"text that is not UTF-8 at {begin}") from None
+
+    def _name(self, taken: Mapping[str, object]) -> str:
+        self._count("bytes of a name")
+        self._at -= 8
+        name = self._text()
+        if name in taken:
+            raise self._damaged(f"{name} is there twice")
+        return name
+
+    def _value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self._text()
+        if kind in SCALARS:
+            return self._number(SCALARS[kind])
+        if kind != ARRAY:
+            raise self._damaged(f"a value of the unknown type {kind}")
+        kind, length = self._number("I"), self._count("elements")
+        begin = self._at
+        if kind == STRING:
+            for _ in range(length):
+                self._skip(self._count("bytes"))
+        elif kind in SCALARS:
+            self._skip(length * struct.calcsize(f"<{SCALARS[kind]}"))
+        else:
+            raise self._damaged(f"an array of the type {kind}, expected numbers or texts")
+        return Items(kind, length, begin)
+
+    def _tensor(self) -> tuple[str, tuple[int, ...], int]:
+        n_dims = self._number("I")
+        if not 1 <= n_dims <= 4:
+            raise self._damaged(f"a tensor of {n_dims} dimensions, expected 1 to 4")
+        shape = tuple(reversed([self._number("Q") for _ in range(n_dims)]))
+        number, offset = self._number("I"), self._number("Q")
+        if number not in NUMBERS:
+            raise ModelError(
+                f"{self.path}: a tensor is of the type {UNREAD.get(number, number)}; expected one of: "
+                f"{', '.join(SIZES)}: get the model in another quantisation"
+            )
+        if shape[-1] % SIZES[NUMBERS[number]].weights or not all(0 < size < 1 << 63 for size in shape):
+            raise self._damaged(f"a tensor of the shape {list(shape)} and the type {NUMBERS[number]}")
+        return NUMBERS[number], shape, offset
+
+
+class Weights(Mapping[str, "Tensor"]):
+    """Lazy tensors of a file: mapped where they are plain numbers, unpacked to `dtype` where they are blocks."""
+
+    def __init__(self, file: File, dtype: torch.dtype):
+        self.file, self._dtype = file, dtype
+        with file.path.open("rb") as opened:  # private: who writes to a tensor leaves the file alone
+            self._map = mmap.mmap(opened.fileno(), len(file.map), access=mmap.ACCESS_COPY)
+
+    def __getitem__(self, name: str) -> Tensor:
+        import torch
+
+        from llmcli.checkpoints import blocks
+
+        stored = self.file.tensors[name]
+        data = torch.frombuffer(self._map, dtype=torch.uint8, count=stored.end - stored.begin, offset=stored.begin)
+        if stored.kind not in PLAIN:
+            return blocks.read(data, stored.kind, stored.shape, self._dtype)
+        aligned = data.clone() if stored.begin % 4 else data
+        return aligned.view(getattr(torch, PLAIN[stored.kind])).view(stored.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file.tensors)
+
+    def __len__(self) -> int:
+        return len(self.file.tensors)
+
+    def release(self) -> None:
+        """Hand the pages that were read so far back to the system; a tensor read again is read from the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        trim()
