@@ -158,11 +158,13 @@ def test_command_lines(shell: Callable[..., Result]) -> None:
     result, document = live(shell, "--commands 'sleep 0.01' 'sleep 0.04' --time-budget 20")
     assert result.code == 3, document
     assert document["results"][0]["verdict"] == "slower"
-    assert shell("llmcli bench compare --commands true false").code == 2
+    failed = CliRunner().invoke(cli, ["bench", "compare", "--commands", "true", "false"])
+    assert failed.exit_code == 2
+    assert "exit 1 from 'false'" in failed.stderr
 
 
 def test_errors_of_the_workers(shell: Callable[..., Result]) -> None:
-    result = shell("llmcli bench compare -q default no/such/model")
+    result = shell("llmcli bench compare -q no/such/model default")
     assert (result.code, result.out) == (5, "")
     assert result.err.startswith("error: 'no/such/model': ")
     assert result.err.count("\n") == 1
