@@ -6,6 +6,7 @@ Knows JSON fields; knows neither files nor terminals.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ def parse_record(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A line of JSONL → the record, and its settings over the defaults. Raises InputError.
 
-    Fields that mean nothing here pass, so that a data set's own columns can stay; near misses of a setting do not.
+    A record with an id and no seed gets a seed of its own. Fields that mean nothing here pass, so that a data set's own
+    columns can stay; near misses of a setting do not.
     """
     try:
         record = json.loads(line.decode("utf-8", errors))
@@ -35,7 +37,15 @@ def parse_record(
         if near := difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.8):
             raise InputError(f'unknown field "{key}"; did you mean "{near[0]}"?')
     given = {key: record[key] for key in SETTINGS if record.get(key) is not None}
+    if record.get("id") is not None and "seed" in defaults:
+        given.setdefault("seed", derived_seed(defaults["seed"], record["id"]))
     return record, {**defaults, **given}
+
+
+def derived_seed(seed: int, id: object) -> int:
+    """The seed of a record from the run's and its id, any JSON value: records of one prompt get texts of their own."""
+    text = json.dumps([seed, id], sort_keys=True, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1  # below 2^63, as --seed is
 
 
 @dataclass

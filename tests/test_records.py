@@ -62,6 +62,24 @@ def test_a_document_comes_before_the_next_line_is_needed(session: Session) -> No
     assert written == len(LINES)
 
 
+def test_a_record_with_an_id_has_a_seed_of_its_own(session: Session) -> None:
+    def seeds(*ids: Any, run: int = 0, **more: Any) -> list[int]:
+        lines = [(n, json.dumps({"prompt": "The sea", "id": id, **more}).encode()) for n, id in enumerate(ids, 1)]
+        documents = records.answer(session, iter(lines), {"seed": run, "max_tokens": 1, "temperature": 1.0})
+        return [document["llmcli"]["seed"] for document in documents]
+
+    ids = ["a", 1, "1", {"x": 1, "y": [2]}, "\ud800"]
+    found = seeds(*ids)
+    assert len(set(found)) == len(ids)
+    assert all(0 <= seed < 2**63 for seed in found)
+    assert seeds(*reversed(ids)) == found[::-1]
+    assert seeds({"y": [2], "x": 1}) == found[3:4]
+    assert not set(seeds(*ids, run=1)) & set(found)
+    assert seeds("a", None, seed=7) == [7, 7]
+    assert seeds(None, run=3) == [3]
+    assert found[0] == 4188972562099177556  # another value would change everyone's texts
+
+
 def test_an_interrupt_answers_what_has_begun(session: Session) -> None:
     calls = iter([False] * 5)
     documents = list(records.answer(session, numbered(), {}, batch_size=2, interrupted=lambda: next(calls, True)))

@@ -120,7 +120,8 @@ def test_records_come_back_in_order_whatever_the_batch(run: Run, batch: int) -> 
     for got, record in zip(documents, RECORDS, strict=True):
         flags = ["--logprobs", "1"] if "logprobs" in record else []
         flags += [flag for stop in record.get("stop", []) for flag in ("--stop", stop)]
-        for name in ("max_tokens", "temperature", "seed", "num_samples"):
+        flags += ["--seed", str(got["llmcli"]["seed"])]
+        for name in ("max_tokens", "temperature", "num_samples"):
             flags += [f"--{name.replace('_', '-')}", str(record[name])] if name in record else []
         alone = document(run(str(record["prompt"]), "-n", "20", *flags, "--json"))
         assert [choice["text"] for choice in got["choices"]] == [choice["text"] for choice in alone["choices"]]
