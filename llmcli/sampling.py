@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import InputError, ModelError
-from llmcli.ops import softmax
+from llmcli.ops import argmax, softmax
 
 SEED_LIMIT = 2**63
 _WORD = 0xFFFFFFFF
@@ -62,6 +62,8 @@ class Sampling:
         counts: how often each token occurred in the prompt and in the completion, (N, V) each; needed if `penalises`.
         Raises ModelError if a row's logits are not finite.
         """
+        if self.temperature == 0 and not self.penalises:
+            return greedy(logits)
         logits = logits.float()
         if self.penalises:
             assert counts is not None
@@ -83,7 +85,7 @@ class Sampling:
 
 def greedy(logits: Tensor) -> Tensor:
     """Argmax (N,) of logits (N, V), ties to the lowest id; raises ModelError if the maximum is not finite."""
-    highest, tokens = logits.max(-1)
+    tokens, highest = argmax(logits)
     require_finite(highest)
     return tokens
 
@@ -206,7 +208,7 @@ def _require(name: str, value: float, holds: bool, expected: str) -> None:
 
 
 def require_finite(highest: Tensor) -> None:
-    """Raise ModelError unless every row's highest logit (N,) is finite."""
+    """Raise ModelError unless every row's highest logit is finite."""
     # The maximum is NaN if any logit is, and infinite if any is +inf or all are -inf.
-    if not torch.isfinite(highest).all():
+    if not all(map(math.isfinite, highest.flatten().tolist())):
         raise ModelError("the model's logits are not finite: do its weights contain NaN or infinity?")

@@ -1,6 +1,7 @@
 // Every kernel and then the table: what an instruction set compiles. A new kernel is one line here.
 #pragma once
 #include "activation.h"
+#include "argmax.h"
 #include "column_sum.h"
 #include "linear.h"
 #include "linear_quantized.h"

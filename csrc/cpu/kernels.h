@@ -54,6 +54,16 @@ struct CrossEntropyArgs {
   bool gradient;
 };
 
+// The highest of each row and where it first stands. One item is one row.
+struct ArgmaxArgs {
+  const void* x;
+  float* highest;  // (rows)
+  int64_t* index;  // (rows)
+  int64_t size;    // V, at least 1
+  Rows x_rows;
+  DType dtype;
+};
+
 // sum = part, or sum + part; where there is a y, it gets the sum, rounded, and sum is left alone. One item is
 // one row; all contiguous.
 struct AccumulateArgs {
@@ -309,6 +319,7 @@ struct Kernels {
   void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end, float* scratch);
   void (*softmax_backward)(const SoftmaxBackwardArgs& args, int64_t begin, int64_t end);
   void (*cross_entropy)(const CrossEntropyArgs& args, int64_t begin, int64_t end, float* scratch);
+  void (*argmax)(const ArgmaxArgs& args, int64_t begin, int64_t end);
   void (*accumulate)(const AccumulateArgs& args, int64_t begin, int64_t end);
   void (*norm)(const NormArgs& args, int64_t begin, int64_t end);
   void (*norm_backward)(const NormBackwardArgs& args, int64_t begin, int64_t end);

@@ -19,6 +19,7 @@ from llmcli.benchmarking.ceilings import Ceilings
 from llmcli.benchmarking.statistics import Estimate, disturbances, estimate
 from llmcli.benchmarking.timing import Clock
 from llmcli.errors import InputError
+from llmcli.ops import argmax
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class ModelBenchmark:
         start = self._now()
         if test.n_gen:
             for _ in range(test.n_gen):
-                logits = self.model.step(logits.argmax(-1, keepdim=True), state)  # type: ignore[union-attr]
+                logits = self.model.step(argmax(logits)[0][:, None], state)  # type: ignore[arg-type]
         elif state is None:
             self.model.start(prompt, capacity=test.positions)
         else:

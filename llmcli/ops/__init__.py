@@ -4,6 +4,7 @@ Shapes: B batch, T query, S key, H query heads, G key/value heads, D head size, 
 """
 
 from llmcli.ops.activation import gelu, silu_gate
+from llmcli.ops.argmax import argmax
 from llmcli.ops.attention import attention
 from llmcli.ops.cached_attention import cached_attention
 from llmcli.ops.decoder import decoder
@@ -20,6 +21,7 @@ from llmcli.ops.softmax import softmax
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "argmax",
     "attention",
     "cached_attention",
     "decoder",

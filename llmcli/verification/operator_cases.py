@@ -64,6 +64,13 @@ def softmax_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
             yield f"{shape}", (cast(normal(*shape, seed=1)), cast(y.log() if log else y), 0.5, log)
 
 
+def argmax(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Rows with ties, strided rows."""
+    for shape in ROWS:
+        yield f"{shape}", (cast(normal(*shape).round()),)
+    yield "strided", (cast(normal(6, 5, 74))[::2, :, 37:],)
+
+
 def linear_cross_entropy(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Rows that do not count, smoothed targets, sums over several pieces of rows, the loss alone."""
     for rows, C, V in [(1, 1, 1), (7, 17, 65), (130, 24, 2100), (1100, 8, 5), (0, 8, 8)]:
@@ -287,6 +294,7 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "softmax": softmax,
     "softmax_out": softmax_out,
     "softmax_backward": softmax_backward,
+    "argmax": argmax,
     "linear_cross_entropy": linear_cross_entropy,
     "rotary": rotary,
     "lstm_cell": lstm_cell,
