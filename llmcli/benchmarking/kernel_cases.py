@@ -223,6 +223,12 @@ def silu_gate(shape: tuple[int, int], dtype: torch.dtype) -> Contestants:
     return rowwise(shape, dtype, lambda x, _: ops.silu_gate(x, up), lambda x, _: F.silu(x) * up)
 
 
+def greedy_choice(V: int, dtype: torch.dtype) -> Contestants:
+    """Where the highest number of a row stands, and that number."""
+    x = torch.randn(1, V).to(dtype)
+    return Contestants(lambda: ops.argmax(x), lambda: tuple(reversed(x.max(-1))))
+
+
 def attention_cases(dtype: torch.dtype, lengths: Sequence[int], cache: int) -> Iterator[Case]:
     """Forward, forward with backward (3.5 times the operations), and one query against a cache."""
     ratio, share = (1.5, 0.70) if dtype == torch.float32 else (2.5, 0.45)
@@ -256,7 +262,7 @@ Builder = Callable[[tuple[int, int], torch.dtype], Contestants]
 
 
 def rowwise_cases(dtype: torch.dtype, divide: int = 1) -> Iterator[Case]:
-    """Softmax, norms and activations; `divide` makes fewer rows."""
+    """Softmax, norms, activations and the highest; `divide` makes fewer rows."""
     table: list[tuple[str, str, tuple[int, int], int, Builder, float | None, float | None]] = [
         ("softmax", "allocating", (12288, 1024), 2, softmax_allocating, 1.5, None),
         ("softmax", "into out=", (12288, 1024), 2, softmax_into, 1.5, 0.85),
@@ -273,6 +279,8 @@ def rowwise_cases(dtype: torch.dtype, divide: int = 1) -> Iterator[Case]:
         moved = passes * shape[0] * width * dtype.itemsize
         build = partial(builder, shape, dtype)
         yield Case(op, variant, f"{shape[0]}×{width}", dtype, moved, "copy", build, ratio, share)
+    V = 50257
+    yield Case("argmax", "greedy choice", f"1×{V}", dtype, V * dtype.itemsize, "read", partial(greedy_choice, V, dtype))
 
 
 def kernel_cases(operators: Sequence[str] = (), dtypes: Sequence[torch.dtype] = (), *, divide: int = 1) -> list[Case]:
