@@ -24,7 +24,7 @@ END_OF_TEXT = "<|endoftext|>"
 # cut there encodes to the same ids in pieces as in one go.
 _SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?=[ \n][A-Za-z])")
 PIECE_CHARS = 1 << 18
-_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
+BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -169,7 +169,7 @@ def _byte_level(piece: str) -> bytes:
 
 def _sentencepiece(piece: str) -> bytes:
     """SentencePiece's spelling: a block for a space, and pieces for single bytes."""
-    if _BYTE_PIECE.fullmatch(piece):
+    if BYTE_PIECE.fullmatch(piece):
         return bytes([int(piece[3:5], 16)])
     return piece.replace("\u2581", " ").encode()
 

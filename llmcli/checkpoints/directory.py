@@ -47,6 +47,16 @@ def check_output(output: Path, source: Path) -> None:
         raise InputError(f"'{output}' is the model that the new one is made from; give another directory")
 
 
+def check_file(output: Path, source: Path) -> None:
+    """Raises InputError when the output is no place for a model in one file, or is the one that it is made from."""
+    if output.is_dir():
+        raise InputError(f"expected a file for the model, got the directory '{output}'; name one inside it")
+    if not output.parent.is_dir():
+        raise InputError(f"cannot write '{output}': '{output.parent}' is no directory")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise InputError(f"'{output}' is the model that the new one is made from; give another file")
+
+
 def size(path: Path) -> int:
     """Bytes of a checkpoint's weight files."""
     return sum(file.stat().st_size for file in weight_files(path))

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from llmcli.checkpoints.file import trim
 from llmcli.errors import ModelError
@@ -184,7 +184,7 @@ class File:
 
     def _number(self, form: str) -> Any:
         value = struct.unpack_from(f"<{form}", self.map, self._skip(struct.calcsize(f"<{form}")))[0]
-        return value
+        return shortest(value) if form == "f" else value
 
     def _count(self, what: str) -> int:
         count = int(self._number("Q"))
@@ -244,6 +244,12 @@ class File:
         return NUMBERS[number], shape, offset
 
 
+def shortest(value: float) -> float:
+    """The number that was meant by one of 32 bits: 1e-05 instead of 9.999999747378752e-06."""
+    stored = struct.pack("<f", value)
+    return next((short for n in range(1, 9) if struct.pack("<f", short := float(f"{value:.{n}g}")) == stored), value)
+
+
 class Weights(Mapping[str, "Tensor"]):
     """Lazy tensors of a file: mapped where they are plain numbers, unpacked to `dtype` where they are blocks."""
 
@@ -275,3 +281,51 @@ class Weights(Mapping[str, "Tensor"]):
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
         trim()
+
+
+def write(file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, str]]) -> None:
+    """Write metadata (texts, numbers, lists of either) and tensors, each with one of the types that `blocks` packs.
+
+    Whole numbers are written with 32 bits, as the specification has most of them, and those of lists with a sign.
+    """
+    import torch
+
+    from llmcli.checkpoints import blocks
+
+    file.write(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        number, data = _encoded(value)
+        file.write(_string(key) + struct.pack("<I", number) + data)
+    numbers, at = {kind: number for number, kind in NUMBERS.items()}, 0
+    for name, (tensor, kind) in tensors.items():
+        shape = tensor.shape[::-1]
+        file.write(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, numbers[kind], at))
+        size = tensor.numel() // SIZES[kind].weights * SIZES[kind].bytes
+        at += size + -size % ALIGNMENT
+    for tensor, kind in tensors.values():
+        file.write(bytes(-file.tell() % ALIGNMENT))
+        plain = tensor.detach().cpu()
+        whole = plain.to(getattr(torch, PLAIN[kind])).contiguous() if kind in PLAIN else blocks.write(plain, kind)
+        file.write(whole.view(-1).view(torch.uint8).numpy().data)
+    file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _encoded(value: Any) -> tuple[int, bytes]:
+    """A value of the metadata: its type, and its bytes."""
+    if isinstance(value, bool):
+        return 7, struct.pack("<?", value)
+    if isinstance(value, str):
+        return STRING, _string(value)
+    if isinstance(value, int):
+        return 4, struct.pack("<I", value)
+    if isinstance(value, float):
+        return 6, struct.pack("<f", value)
+    if isinstance(value[0], str):
+        return ARRAY, struct.pack("<IQ", STRING, len(value)) + b"".join(map(_string, value))
+    kind = 5 if isinstance(value[0], int) else 6
+    return ARRAY, struct.pack(f"<IQ{len(value)}{SCALARS[kind]}", kind, len(value), *value)

@@ -40,11 +40,12 @@ def tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenizer_settings(path: Path) -> dict[str, Any]:
-    """The `tokenizer_config.json` of a checkpoint, empty where there is none."""
+    """The `tokenizer_config.json` of a checkpoint, with the chat template beside it; empty where there is none."""
     if gguf.recognised(path):
         return gguf_vocabulary.settings(gguf.open(path))
-    file = directory.of(path) / "tokenizer_config.json"
-    return json.loads(file.read_text("utf-8")) if file.exists() else {}
+    file, template = (directory.of(path) / name for name in ("tokenizer_config.json", "chat_template.jinja"))
+    found = read_object(file, "no such file") if file.exists() else {}
+    return found | ({"chat_template": template.read_text("utf-8")} if template.exists() else {})
 
 
 def chat_template(path: Path, eos_token: str) -> ChatTemplate:

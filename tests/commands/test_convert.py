@@ -38,6 +38,27 @@ def test_another_precision_in_the_layout_of_hugging_face(shell: Shell, tiny_gpt2
     assert back.out.endswith(", the same logits\n")
 
 
+@pytest.mark.parametrize("where", ["", "x.gguf"])
+def test_float16_from_any_precision(invoke: Shell, tiny_gpt2: Path, tmp_path: Path, where: str) -> None:
+    assert invoke(f"convert {tiny_gpt2} -o half --dtype bfloat16").code == 0
+    made = invoke(f"convert half -o {where or 'x'} --dtype float16")
+    assert (made.code, made.err) == (0, "")
+
+
+def test_a_gguf_file_in_a_shell(shell: Shell, invoke: Shell, tiny_gpt2: Path, tmp_path: Path) -> None:
+    made = shell(f"llmcli convert {tiny_gpt2} -o x --format gguf --json && ls -A")
+    document, end = json.JSONDecoder().raw_decode(made.out)
+    assert (made.code, made.err, made.out[end:].split()) == (0, "", ["x"])
+    assert (document["format"], document["dtype"], document["logits_change"]) == ("gguf", "float32", 0)
+    small = invoke(f"convert {tiny_gpt2} -o y.gguf --quantize int8")
+    assert small.out.startswith("y.gguf: float32 int8, ")
+    texts = [invoke(f"generate -m {model} The -n 20").out for model in ("x", tiny_gpt2)]
+    assert texts[0] == texts[1] != ""
+    itself = invoke("convert y.gguf -o ./y.gguf")
+    assert (itself.code, itself.out) == (2, "")
+    assert "is the model that the new one is made from" in itself.err
+
+
 @kernels_only
 @pytest.mark.parametrize("quantize", ["", "--quantize int4"])
 def test_a_packed_model_writes_the_same_bytes(shell: Shell, tiny_gpt2: Path, tmp_path: Path, quantize: str) -> None:
@@ -121,6 +142,9 @@ def test_nothing_appears_when_the_new_model_is_not_the_old_one(
         ("{model} -o a.txt", 2, "expected a directory for the model, got the file 'a.txt'"),
         ("{model} -o a.txt/x", 2, "a.txt/x"),
         ("{model} -o x --quantize int8", 2, "--quantize here goes with --packed"),
+        ("{model} -o x.gguf --packed", 2, "expected --packed or a GGUF file, got both"),
+        ("{model} -o . --format gguf", 2, "expected a file for the model, got the directory '.'"),
+        ("{model} -o a.txt/x.gguf", 2, "cannot write 'a.txt/x.gguf': 'a.txt' is no directory"),
         ("nowhere/at/all -o x", 5, "nowhere/at/all"),
         ("damaged -o x", 5, "damaged"),
     ],
@@ -134,4 +158,5 @@ def test_refusals(shell: Shell, tiny_gpt2: Path, tmp_path: Path, arguments: str,
     assert words.lower() in result.err.lower()
     assert result.err.startswith("error: ")
     assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "x.gguf").exists()
     assert not list(tmp_path.glob(".*"))
