@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +53,16 @@ START = {
     "schema": "llmcli/bench-start/1", "generate_s": 2.0, "import_torch_s": 1.6, "goal_difference_s": 0.5,
     "difference_s": {"median": 0.4, "ci_low": 0.3, "ci_high": 0.45}, "verdict": "met",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["protocols", "protocols.llama_cpp"])
+def test_protocols_agree_with_the_tools_that_they_are_named_after(name: str) -> None:
+    document = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+    assert document["tolerance"] == 1e-3
+    assert len(document["results"]) >= 3
+    for row in document["results"]:
+        assert row["relative_difference"] == pytest.approx(row["llmcli"] / row["theirs"] - 1)
+        assert abs(row["relative_difference"]) <= 1e-3, row["protocol"]
 
 
 @pytest.mark.parametrize("page", readme_table.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
