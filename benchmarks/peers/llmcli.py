@@ -38,13 +38,15 @@ class Engine:
     def generate(self, prompts: list[list[int]], n: int) -> tuple[list[float], list[list[int]]]:
         import torch
 
+        from llmcli.sampling import greedy
+
         times, columns = [], []
         with torch.inference_mode():
             logits, state = self.model.start(torch.tensor(prompts), capacity=len(prompts[0]) + n)
             for _ in range(n):
                 if columns:
                     logits = self.model.step(columns[-1], state)
-                columns.append(logits.argmax(-1, keepdim=True))
+                columns.append(greedy(logits)[:, None])
                 times.append(time.perf_counter())
         return times, torch.cat(columns, 1).tolist()
 

@@ -6,6 +6,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 
 #include "../cpu/kernels.h"
@@ -31,16 +33,20 @@ inline cpu::DType dtype_of(ScalarType dtype, const char* name) {
 inline cpu::DType dtype_of(const Tensor& x, const char* name) { return dtype_of(x.scalar_type(), name); }
 
 // Runs f(begin, end) over [0, items) on torch's threads. `cost` is the rough work of one item in nanoseconds:
-// a thread is woken for no less than 20 microseconds of work.
+// a thread is woken for no less than 20 microseconds of work. Threads take pieces as they come, so that one
+// that lost its core holds up a piece and not a share.
 template <class F>
 void parallel(int64_t items, double cost, const F& f) {
   if (items <= 0) return;
   const int64_t grain = static_cast<int64_t>(20000.0 / (cost > 1.0 ? cost : 1.0)) + 1;
-  if (items <= grain || torch::stable::get_num_threads() == 1) {
-    f(int64_t{0}, items);
-  } else {
-    torch::stable::parallel_for(0, items, grain, f);
-  }
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), (items + grain - 1) / grain);
+  if (threads == 1) return f(int64_t{0}, items);
+  const int64_t piece = std::max(grain, items / (16 * threads));
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < items;)
+      f(begin, std::min(begin + piece, items));
+  });
 }
 
 // Working memory of the calling thread, 64-byte aligned, kept between calls; its content is undefined.

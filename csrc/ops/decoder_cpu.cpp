@@ -1,6 +1,6 @@
-// llmcli::decoder on CPU tensors: a stack of pre-norm blocks and the head after it, for a few rows, in one
-// parallel region. Every phase is a kernel of the table on some of its items, so each row has the bits that
-// the operators one by one would give it.
+// llmcli::decoder on CPU tensors: a stack of pre-norm blocks and the head after it in one parallel region.
+// Every phase is a kernel of the table on some of its items, so each row has the bits that the operators one
+// by one would give it.
 #include "cache.h"
 #include "linear.h"
 #include "phases.h"
@@ -66,20 +66,14 @@ struct Block {
   float scale;
 };
 
-// Memory of the calling thread, kept between calls, apart from the kernels' scratch.
-char* workspace(size_t bytes) {
-  thread_local std::vector<char> memory;
-  if (memory.size() < bytes + 64) memory.resize(bytes + 64);
-  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-}
-
 class Stack {
  public:
   Stack(const Tensor& x, const Tensor& update, const Tensor& cache, std::vector<int64_t> lengths,
-        const std::vector<Tensor>& parts, const std::vector<Tensor>& angles,
+        std::vector<int64_t> wanted, const std::vector<Tensor>& parts, const std::vector<Tensor>& angles,
         const std::vector<int64_t>& sizes, const std::vector<double>& constants)
       : x_(x),
         first_update_(update),
+        wanted_(std::move(wanted)),
         dtype_(dtype_of(x, "decoder")),
         element_(dtype_ == cpu::DType::f32 ? 4 : 2) {
     STD_TORCH_CHECK(x.dim() == 3 && update.sizes() == x.sizes() && update.scalar_type() == x.scalar_type(),
@@ -90,6 +84,11 @@ class Stack {
     H_ = sizes[0], inner_ = sizes[1], V_ = sizes[2], activation_ = static_cast<Activation>(sizes[3]);
     rms_ = sizes[4] != 0, D_ = sizes[5];
     G_ = cache.size(2);
+    n_wanted_ = static_cast<int64_t>(wanted_.size());
+    for (const int64_t row : wanted_)
+      STD_TORCH_CHECK(row >= 0 && row < rows_, "decoder: there is no row ", row, " of ", rows_);
+    row_block_ = rows_ < 64 ? 1 : 16;
+    row_items_ = (rows_ + row_block_ - 1) / row_block_;
     const int64_t layers = cache.size(0);
     STD_TORCH_CHECK(
         rows_ > 0 && C_ > 0 && inner_ > 0 && H_ > 0 && G_ > 0 && H_ % G_ == 0 && D_ >= 1 && D_ <= 256,
@@ -119,36 +118,39 @@ class Stack {
     }
     const Tensor* last = &parts[static_cast<size_t>(layers) * kParts];
     final_.emplace(last[0], last[1], C_, dtype);
-    head_.emplace(last[2], nullptr, C_, V_, dtype);
+    if (present(last[2])) head_.emplace(last[2], nullptr, C_, V_, dtype);
   }
 
-  void run(void* logits) {
-    logits_ = logits;
-    lay_out();
+  // The width of a row of the result: of logits, or of what the head would read.
+  int64_t columns() const { return head_ ? V_ : C_; }
+
+  void run(void* result) {
+    (head_ ? logits_ : last_) = result;
+    const Tensor memory = lay_out();
     std::vector<int64_t> ends;
     ends.reserve(blocks_.size() * kPhases + 3);
     int64_t count = 0;
     const auto add = [&](int64_t items) { ends.push_back(count += items); };
     for (const Block& block : blocks_) {
-      add(rows_);
-      add(block.qkv.preparations(rows_));
+      add(row_items_);
+      add(preparations(block.qkv));
       add(block.qkv.items(rows_));
-      add(cos_ ? rows_ : 0);
+      add(cos_ ? row_items_ : 0);
       add(stores_apart() ? B_ * G_ : 0);
       add(split_ ? attention_items_ * cpu::attention_blocks(attention_) : attention_items_);
       add(split_ ? attention_items_ : 0);
-      add(block.out.preparations(rows_));
+      add(preparations(block.out));
       add(block.out.items(rows_));
-      add(rows_);
-      add(block.up.preparations(rows_));
+      add(row_items_);
+      add(preparations(block.up));
       add(block.up.items(rows_));
-      add(activation_ == kSiluGate ? rows_ : 0);
-      add(block.down.preparations(rows_));
+      add(activation_ == kSiluGate ? row_items_ : 0);
+      add(preparations(block.down));
       add(block.down.items(rows_));
     }
-    add(B_);
-    add(head_->preparations(B_));
-    add(head_->items(B_));
+    add(n_wanted_);
+    add(head_ ? head_->preparations(n_wanted_) : 0);
+    add(head_ && n_wanted_ ? head_->items(n_wanted_) : 0);
     run_phases(
         ends, [this](size_t phase, int64_t item) { this->item(phase, item); },
         [this](size_t phase, int64_t item, int n) { return this->fetch(phase, item, n); });
@@ -188,11 +190,12 @@ class Stack {
     angle_b_ = angles[0].size(0) == 1 ? 0 : T_ * half_;
   }
 
-  void lay_out() {
+  // Places of everything between the layers, in memory that the caller holds.
+  Tensor lay_out() {
     const int64_t partials =
         split_ ? attention_items_ * cpu::attention_blocks(attention_) * cpu::attention_partial(attention_)
                : 0;
-    int64_t room = head_->room(B_);
+    int64_t room = head_ ? head_->room(n_wanted_) : 0;
     for (const Block& block : blocks_)
       for (const LinearLayer* layer : {&block.qkv, &block.out, &block.up, &block.down})
         room = std::max(room, layer->room(rows_));
@@ -206,35 +209,44 @@ class Stack {
                  {&mixed_, rows_ * H_ * D_ * element_},
                  {&hidden_, rows_ * hidden_width_ * element_},
                  {&gated_, rows_ * inner_ * element_},
-                 {&last_, B_ * C_ * element_},
+                 {head_ ? &last_ : &logits_, head_ ? n_wanted_ * C_ * element_ : 0},
                  {&room_, room},
                  {reinterpret_cast<void**>(&attention_.lse), rows_ * H_ * 4},
                  {reinterpret_cast<void**>(&attention_.partial), partials * 4}};
     int64_t bytes = 0;
     for (const auto& part : parts) bytes += (part.bytes + 63) / 64 * 64;
-    char* at = workspace(static_cast<size_t>(bytes));
+    const Tensor memory = empty_cpu(std::vector<int64_t>{bytes}, ScalarType::Byte);
+    char* at = static_cast<char*>(memory.mutable_data_ptr());
     for (const auto& part : parts) {
       *part.place = at;
       at += (part.bytes + 63) / 64 * 64;
     }
     attention_.out = mixed_;
     scratch_ = cpu::active().attention_scratch(attention_);
+    return memory;
   }
+
+  // Rows are normed, turned and prepared in blocks: one is less work than handing it out.
+  template <class F>
+  void each_row(int64_t item, const F& f) const {
+    for (int64_t row = item * row_block_; row < rows_ && row < (item + 1) * row_block_; ++row) f(row);
+  }
+  int64_t preparations(const LinearLayer& layer) const { return layer.preparations(rows_) ? row_items_ : 0; }
 
   void item(size_t phase, int64_t i) const {
     const size_t layer = phase / kPhases;
     const size_t kind = phase % kPhases;
     if (layer == blocks_.size())
       return kind == 0   ? close(i)
-             : kind == 1 ? prepare(*head_, last_, B_, i)
-                         : run(*head_, last_, logits_, B_, i);
+             : kind == 1 ? head_->prepare(last_, n_wanted_, room_, i, i + 1)
+                         : run(*head_, last_, logits_, n_wanted_, i);
     const Block& block = blocks_[layer];
     const void* const wide = activation_ == kSiluGate ? gated_ : hidden_;
     switch (static_cast<Phase>(kind)) {
       case kNorm1:
         return norm(block.norm_1, layer == 0, i);
       case kQkvInput:
-        return prepare(block.qkv, normed_, rows_, i);
+        return prepare(block.qkv, normed_, i);
       case kQkv:
         return run(block.qkv, normed_, qkv_, rows_, i);
       case kRotate:
@@ -246,19 +258,19 @@ class Stack {
       case kMerge:
         return attend(layer, cpu::AttentionPass::merge, i);
       case kOutInput:
-        return prepare(block.out, mixed_, rows_, i);
+        return prepare(block.out, mixed_, i);
       case kOut:
         return run(block.out, mixed_, update_, rows_, i);
       case kNorm2:
         return norm(block.norm_2, false, i);
       case kUpInput:
-        return prepare(block.up, normed_, rows_, i);
+        return prepare(block.up, normed_, i);
       case kUp:
         return up(block.up, i);
       case kGate:
         return gate(i);
       case kDownInput:
-        return prepare(block.down, wide, rows_, i);
+        return prepare(block.down, wide, i);
       case kDown:
         return run(block.down, wide, update_, rows_, i);
       case kPhases:
@@ -269,7 +281,7 @@ class Stack {
   // The n-th part of an item's weights, into this core's cache; false where there is none.
   bool fetch(size_t phase, int64_t i, int n) const {
     const size_t layer = phase / kPhases, kind = phase % kPhases;
-    if (layer == blocks_.size()) return kind == 2 && head_->fetch(B_, i, n);
+    if (layer == blocks_.size()) return kind == 2 && head_->fetch(n_wanted_, i, n);
     const Block& block = blocks_[layer];
     switch (kind) {
       case kQkv:
@@ -285,8 +297,8 @@ class Stack {
     }
   }
 
-  void prepare(const LinearLayer& layer, const void* x, int64_t rows, int64_t row) const {
-    layer.prepare(x, rows, room_, row, row + 1);
+  void prepare(const LinearLayer& layer, const void* x, int64_t i) const {
+    layer.prepare(x, rows_, room_, i * row_block_, std::min(rows_, (i + 1) * row_block_));
   }
 
   void run(const LinearLayer& layer, const void* x, void* y, int64_t rows, int64_t i,
@@ -294,8 +306,8 @@ class Stack {
     layer.run(x, y, rows, room_, with_bias, i, i + 1);
   }
 
-  // The norm of stream + update, one row; the sum becomes the stream.
-  void norm(const Norm& norm, bool first, int64_t row) const {
+  // The norm of stream + update; the sum becomes the stream.
+  void norm(const Norm& norm, bool first, int64_t i) const {
     cpu::NormArgs a = norm_args(norm);
     a.x = first ? first_update_.data() : update_;
     a.x_rows = first ? first_update_.layout() : dense_rows(rows_, C_);
@@ -303,19 +315,19 @@ class Stack {
     a.residual_rows = first ? x_.layout() : dense_rows(rows_, C_);
     a.total = stream_;
     a.y = normed_;
-    cpu::active().norm(a, row, row + 1);
+    cpu::active().norm(a, i * row_block_, std::min(rows_, (i + 1) * row_block_));
   }
 
-  // The same before the head, of the last row of each sequence.
-  void close(int64_t b) const {
+  // The same before the head, of the i-th row that is wanted.
+  void close(int64_t i) const {
     cpu::NormArgs a = norm_args(*final_);
-    const int64_t offset = (T_ - 1) * C_ * element_;
+    const int64_t bytes = C_ * element_, offset = wanted_[static_cast<size_t>(i)] * bytes;
     a.x = static_cast<char*>(update_) + offset;
     a.residual = static_cast<char*>(stream_) + offset;
-    a.x_rows = a.residual_rows = dense_rows(B_, T_ * C_);
-    a.total = normed_;
-    a.y = last_;
-    cpu::active().norm(a, b, b + 1);
+    a.x_rows = a.residual_rows = dense_rows(1, C_);
+    a.total = static_cast<char*>(normed_) + offset;
+    a.y = static_cast<char*>(last_) + i * bytes;
+    cpu::active().norm(a, 0, 1);
   }
 
   cpu::NormArgs norm_args(const Norm& norm) const {
@@ -330,16 +342,18 @@ class Stack {
     return a;
   }
 
-  // q and k of one row turn where they lie.
-  void rotate(int64_t row) const {
-    const int64_t at = row / T_ * angle_b_ + row % T_ * half_;
+  // q and k turn where they lie.
+  void rotate(int64_t i) const {
     cpu::RotaryArgs a{};
-    a.x = a.y = static_cast<char*>(qkv_) + row * width_ * element_;
-    a.cos = cos_ + at;
-    a.sin = sin_ + at;
     a.T = 1, a.H = H_ + G_, a.D = a.x_h = D_, a.half = half_;
     a.dtype = dtype_;
-    cpu::active().rotary(a, 0, 1);
+    each_row(i, [&](int64_t row) {
+      const int64_t at = row / T_ * angle_b_ + row % T_ * half_;
+      a.x = a.y = static_cast<char*>(qkv_) + row * width_ * element_;
+      a.cos = cos_ + at;
+      a.sin = sin_ + at;
+      cpu::active().rotary(a, 0, 1);
+    });
   }
 
   cpu::AttentionArgs attention(size_t layer) const {
@@ -386,7 +400,7 @@ class Stack {
     }
   }
 
-  void gate(int64_t row) const {
+  void gate(int64_t i) const {
     cpu::SiluGateArgs a{};
     a.dtype = dtype_;
     a.rows = rows_;
@@ -395,13 +409,14 @@ class Stack {
     a.up = static_cast<const char*>(hidden_) + inner_ * element_;
     a.gate_rows = a.up_rows = dense_rows(rows_, hidden_width_);
     a.y = gated_;
-    cpu::active().silu_gate(a, row, row + 1);
+    cpu::active().silu_gate(a, i * row_block_, std::min(rows_, (i + 1) * row_block_));
   }
 
   RowTensor x_, first_update_;
   cpu::DType dtype_;
-  int64_t element_;  // bytes
-  int64_t B_, T_, C_, rows_, H_, G_, D_, inner_, V_, width_, hidden_width_;
+  int64_t element_;              // bytes
+  std::vector<int64_t> wanted_;  // rows of B and T that the result has
+  int64_t B_, T_, C_, rows_, n_wanted_, row_block_, row_items_, H_, G_, D_, inner_, V_, width_, hidden_width_;
   Activation activation_;
   bool rms_;
   float eps_;
@@ -419,16 +434,16 @@ class Stack {
 };
 
 // x and update (B,T,C), a cache (layers,B,G,blocks,bytes) that each row fills from its length on → logits
-// (B,V) of the last position. sizes: H, inner width, V, activation, RMS norm or not, D, type of the cache;
-// constants: eps, each layer's scale.
+// (n,V) of the n wanted rows of B and T, or (n,C) before the head where that is empty. sizes: H, inner width,
+// V, activation, RMS norm or not, D, type of the cache; constants: eps, each layer's scale.
 Tensor decoder(const Tensor& x, const Tensor& update, const Tensor& cache, std::vector<int64_t> lengths,
-               std::vector<Tensor> parts, std::vector<Tensor> angles, std::vector<int64_t> sizes,
-               std::vector<double> constants) {
-  Stack stack(x, update, cache, std::move(lengths), parts, angles, sizes, constants);
-  const int64_t shape[] = {x.size(0), sizes[2]};
-  const Tensor logits = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(shape, 2), x.scalar_type());
-  stack.run(logits.mutable_data_ptr());
-  return logits;
+               std::vector<int64_t> rows, std::vector<Tensor> parts, std::vector<Tensor> angles,
+               std::vector<int64_t> sizes, std::vector<double> constants) {
+  const int64_t n = static_cast<int64_t>(rows.size());
+  Stack stack(x, update, cache, std::move(lengths), std::move(rows), parts, angles, sizes, constants);
+  const Tensor result = empty_cpu(std::vector<int64_t>{n, stack.columns()}, x.scalar_type());
+  stack.run(result.mutable_data_ptr());
+  return result;
 }
 
 }  // namespace

@@ -42,14 +42,16 @@ inline void product(const Matrix& c, const Matrix& a, const Matrix& b, ScalarTyp
   cpu::active().matmul(g, scratch(cpu::matmul_scratch(g.N)));
 }
 
-// f(item) for [0, items), each on one thread.
+// f(item) for [0, items), each on one thread: they take items as they come.
 template <class F>
 void each(int64_t items, const F& f) {
-  const auto range = [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end && item < items; ++item) f(item);
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int64_t, int64_t) {
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) f(item);
   };
-  if (torch::stable::get_num_threads() == 1) return range(0, items);
-  torch::stable::parallel_for(0, items < 2 ? 2 : items, 1, range);  // one item would not open a region
+  const int64_t threads = torch::stable::get_num_threads();
+  if (threads == 1) return work(0, 1);
+  torch::stable::parallel_for(0, threads, 1, work);
 }
 
 }  // namespace llmcli

@@ -65,11 +65,15 @@ class CausalModel(PackedModel):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of every position, for training and scoring: ids (B,T) → (B,T,V)."""
-        return self._head(*self._blocks(ids, self._rounding(ids)))
+        return self._project(self.hidden(ids))
 
     def hidden(self, ids: Tensor) -> Tensor:
         """What the head reads, at every position: ids (B,T) → (B,T,C) after the last norm."""
-        return self._normed(*self._blocks(ids, self._rounding(ids)))
+        stack = self._fused(ids)
+        if stack is None:
+            return self._normed(*self._blocks(ids, self._rounding(ids)))
+        cache = self._cache(*ids.shape, n_layers=1)
+        return stack.hidden(*self._embed(ids, cache), cache, self._turns(ids, cache))
 
     def start(
         self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None
@@ -78,7 +82,7 @@ class CausalModel(PackedModel):
 
         capacity is the number of positions that the state can ever hold (n_positions if not given).
         """
-        config, weight = self.config, self.tokens
+        config = self.config
         cache = self._cache(ids.shape[0], config.n_positions if capacity is None else capacity)
         ends = [ids.shape[1]] * ids.shape[0] if lengths is None else lengths.tolist()
         if not ends or min(ends) < 1 or max(ends) > ids.shape[1]:
@@ -86,23 +90,27 @@ class CausalModel(PackedModel):
         if cache.capacity > config.n_positions or max(ends) > cache.capacity:
             raise ValueError(f"expected {max(ends)} <= capacity {cache.capacity} <= n_positions {config.n_positions}")
         ids = ids[:, : max(ends)]
-        last: list[tuple[Tensor, Tensor]] = [(weight[0], weight[0])] * len(ends)
+        logits = self.tokens.new_empty(0)
         for begin in range(0, ids.shape[1], CHUNK):
-            x, update = self._blocks(ids[:, begin : begin + CHUNK], cache)
-            for row, end in enumerate(ends):
-                if begin < end <= begin + CHUNK:
-                    last[row] = (x[row, end - 1 - begin], update[row, end - 1 - begin])
+            piece = ids[:, begin : begin + CHUNK]
+            ending = [row for row, end in enumerate(ends) if begin < end <= begin + CHUNK]
+            found = self._extend(piece, cache, [row * piece.shape[1] + ends[row] - 1 - begin for row in ending])
+            if len(ending) == len(ends):
+                logits = found
+            elif ending:
+                logits = logits if logits.numel() else found.new_empty(len(ends), found.shape[1])
+                logits[ending] = found
         cache.set_lengths(ends)
-        x, update = (torch.stack(parts) for parts in zip(*last, strict=True))
-        return self._head(x, update), cache
+        return logits, cache
 
     def step(self, ids: Tensor, state: KVCache) -> Tensor:
         """Continue every row: ids (B,T), T >= 1, and the state of `start` → logits (B,V) after the last of them."""
-        if self._stack is not None and ids.numel() <= DecoderStack.ROWS and not torch.is_grad_enabled():
-            return self._stack.step(*self._embed(ids, state), state, self._turns(ids, state))
-        for begin in range(0, ids.shape[1], CHUNK):
-            x, update = self._blocks(ids[:, begin : begin + CHUNK], state)
-        return self._head(x[:, -1], update[:, -1])
+        T = ids.shape[1]
+        for begin in range(0, T, CHUNK):
+            n = min(CHUNK, T - begin)
+            rows = range(n - 1, ids.shape[0] * n, n) if begin + n == T else ()
+            logits = self._extend(ids[:, begin : begin + n], state, rows)
+        return logits
 
     def logprobs(self, ids: Tensor, first: int = 1) -> Tensor:
         """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32.
@@ -120,11 +128,10 @@ class CausalModel(PackedModel):
 
         With more than HEAD_ROWS rows, n is 1.
         """
-        x, update = (part[:, first - 1 :] for part in self._blocks(ids[:, :-1], self._rounding(ids)))
+        hidden = self.hidden(ids[:, :-1])[:, first - 1 :]
         n = max(1, HEAD_ROWS // ids.shape[0])
-        for begin in range(0, x.shape[1], n):
-            logits = self._head(x[:, begin : begin + n], update[:, begin : begin + n]).float()
-            yield softmax(logits, log=True)
+        for begin in range(0, hidden.shape[1], n):
+            yield softmax(self._project(hidden[:, begin : begin + n]).float(), log=True)
 
     def flops(self, n: int, past: int) -> int:
         """Floating-point operations of reading n tokens of one row after `past` others; logits of the last only.
@@ -146,10 +153,25 @@ class CausalModel(PackedModel):
         keys_and_values: int = 2 * batch * past * c.n_layer * c.n_kv_head * position
         return matrices + head + self.tokens.element_size() * vectors + keys_and_values
 
-    def _cache(self, batch: int, capacity: int) -> KVCache:
+    def _fused(self, ids: Tensor) -> DecoderStack | None:
+        """The model as one operator, where it is packed and ids (B,T) are not more than one call should take."""
+        stack = None if torch.is_grad_enabled() else self._stack
+        return stack if stack is not None and ids.numel() <= stack.max_rows else None
+
+    def _extend(self, ids: Tensor, cache: KVCache, rows: Sequence[int]) -> Tensor:
+        """Logits (n,V) of the n rows b * T + t of ids (B,T), all of whose positions the cache takes in."""
+        stack = self._fused(ids)
+        if stack is not None:
+            return stack.logits(*self._embed(ids, cache), cache, rows, self._turns(ids, cache))
+        x, update = (part.flatten(0, 1)[list(rows)] for part in self._blocks(ids, cache))
+        return self._head(x, update)
+
+    def _cache(self, batch: int, capacity: int, *, n_layers: int | None = None) -> KVCache:
         c, weight = self.config, self.tokens
         held = self.cache_dtype or weight.dtype
-        return KVCache(c.n_layer, batch, capacity, c.n_kv_head, c.head_dim, dtype=held, device=weight.device)
+        return KVCache(
+            n_layers or c.n_layer, batch, capacity, c.n_kv_head, c.head_dim, dtype=held, device=weight.device
+        )
 
     def _rounding(self, ids: Tensor) -> KVCache | None:
         """A cache for ids (B,T), where keys and values must be what steps would find there; else None."""

@@ -1,4 +1,4 @@
-"""A pre-norm decoder's blocks as one operator takes them, for steps of a few rows."""
+"""A pre-norm decoder's blocks as one operator takes them."""
 
 from __future__ import annotations
 
@@ -38,30 +38,57 @@ class DecoderStack:
     activation is one of that operator's; a norm without a bias is an RMS norm.
     """
 
-    ROWS = 64  # beyond these a step's time is arithmetic, and one operator after the other loses nothing
+    FLOPS = 4e11  # of one call: about half a second of two cores, for which Ctrl-C waits
 
     def __init__(
         self, blocks: Sequence[Block], norm: nn.Module, head: Tensor, *, vocab_size: int, n_heads: int, activation: str
     ):
-        self._parts: list[Tensor] = []
+        parts: list[Tensor] = []
+        multiplied = 0
         for block in blocks:
             layers = (block.norm_1, block.qkv, block.out, block.norm_2, block.up, block.down)
-            self._parts += [tensor for layer in layers for tensor in _tensors(layer)]
-        self._parts += [*_tensors(norm), head]
+            parts += [tensor for layer in layers for tensor in _tensors(layer)]
+            matrices = [matrix for layer in layers for matrix in _linears(layer)]
+            multiplied += sum(matrix.in_features * matrix.out_features for matrix in matrices)
+        parts += _tensors(norm)
+        self._parts, self._headless = [*parts, head], [*parts, head.new_empty(0)]
+        self.max_rows = int(self.FLOPS / (2 * multiplied))
         rms = getattr(norm, "bias", None) is None
         self._sizes = [n_heads, blocks[0].down.in_features, vocab_size, ACTIVATIONS.index(activation), int(rms)]
         self._constants = [float(norm.eps), *(block.scale for block in blocks)]  # type: ignore[arg-type]
 
-    def step(self, x: Tensor, update: Tensor, cache: KVCache, angles: Sequence[Tensor] = ()) -> Tensor:
-        """Logits (B,V) after the last position of x + update, each (B,T,C), which the cache takes in.
+    def logits(
+        self, x: Tensor, update: Tensor, cache: KVCache, rows: Sequence[int], angles: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Logits (n,V) of the n rows b * T + t of x + update, each (B,T,C), whose positions the cache takes in.
 
         angles: cos and sin for `rotary`, where the model has rotary positions.
         """
-        data, lengths = cache.reserve(x.shape[1])
-        sizes = [*self._sizes, cache.head_dim, CACHE_DTYPES.index(cache.dtype)]
-        logits = decoder(x, update, data, lengths, self._parts, angles, sizes, self._constants)
+        result = self._run(x, update, cache, rows, self._parts, angles)
         cache.advance(x.shape[1])
-        return logits
+        return result
+
+    def hidden(self, x: Tensor, update: Tensor, cache: KVCache, angles: Sequence[Tensor] = ()) -> Tensor:
+        """What the head reads, at every position of x + update: (B,T,C) each → (B,T,C).
+
+        The cache is new and has a single layer, where each layer of the model overwrites the one before.
+        """
+        rows = range(x.shape[0] * x.shape[1])
+        return self._run(x, update, cache, rows, self._headless, angles).view(x.shape)
+
+    def _run(
+        self,
+        x: Tensor,
+        update: Tensor,
+        cache: KVCache,
+        rows: Sequence[int],
+        parts: Sequence[Tensor],
+        angles: Sequence[Tensor],
+    ) -> Tensor:
+        data, lengths = cache.reserve(x.shape[1])
+        data = data.expand(len(self._constants) - 1, *data.shape[1:])
+        sizes = [*self._sizes, cache.head_dim, CACHE_DTYPES.index(cache.dtype)]
+        return decoder(x, update, data, lengths, list(rows), parts, angles, sizes, self._constants)
 
 
 def joinable(*layers: Linear) -> bool:
@@ -69,6 +96,12 @@ def joinable(*layers: Linear) -> bool:
     widths = [layer.out_features for layer in layers[:-1]]
     kinds = {(layer.packed.dtype, layer.packed.numel() // -(-layer.out_features // PANEL)) for layer in layers}  # type: ignore[union-attr]
     return all(width % PANEL == 0 for width in widths) and len(kinds) == 1
+
+
+def _linears(layer: nn.Module | Sequence[Linear]) -> Sequence[Linear]:
+    if isinstance(layer, nn.Module):
+        return [layer] if isinstance(layer, Linear) else []
+    return layer
 
 
 def _tensors(layer: nn.Module | Sequence[Linear]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A stack of pre-norm decoder blocks and the head after it, for the few rows of a decoding step, as one operator."""
+"""A stack of pre-norm decoder blocks and the head after it as one operator."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ def decoder(
     update: Tensor,
     cache: Tensor,
     lengths: Sequence[int],
+    rows: Sequence[int],
     parts: Sequence[Tensor],
     angles: Sequence[Tensor],
     sizes: Sequence[int],
     constants: Sequence[float],
 ) -> Tensor:
-    """Logits (B,V) after the last position of x + update, x and update (B,T,C); inference only.
+    """Logits (n,V) of the n `rows` b * T + t of x + update, x and update (B,T,C); inference only.
 
     Row b's T new keys and values go into the cache, uint8 (layers,B,G,blocks,bytes) as `cached_attention` takes each
     layer's, from position lengths[b] on. parts: PARTS of each block, then weight and bias of the last norm, then the
-    packed head. angles: none, or cos and sin as `rotary` takes them. sizes: heads, inner width, V, position in
-    ACTIVATIONS, 1 for RMS norm or 0 for layer norm, D, position in CACHE_DTYPES. constants: eps, then each block's
-    scale of attention scores.
+    packed head, or an empty tensor for what it would read, (n,C). angles: none, or cos and sin as `rotary` takes them.
+    sizes: heads, inner width, V, position in ACTIVATIONS, 1 for RMS norm or 0 for layer norm, D, position in
+    CACHE_DTYPES. constants: eps, then each block's scale of attention scores.
     Every row has the bits that the operators give it one by one, whatever its company and the number of threads.
     """
-    return _decoder(x, update, cache, lengths, parts, angles, sizes, constants)  # type: ignore[no-any-return]
+    return _decoder(x, update, cache, lengths, rows, parts, angles, sizes, constants)  # type: ignore[no-any-return]
 
 
 def _fallback(
@@ -52,6 +53,7 @@ def _fallback(
     update: Tensor,
     cache: Tensor,
     lengths: Sequence[int],
+    rows: Sequence[int],
     parts: Sequence[Tensor],
     angles: Sequence[Tensor],
     sizes: Sequence[int],
@@ -83,8 +85,9 @@ def _fallback(
         normed, x = norm(block["norm_2"], block["norm_2_bias"])
         hidden = _linear(normed, block["up"], None, 2 * inner if ACTIVATIONS[activation] == "silu_gate" else inner)
         update = _linear(activate(hidden, _present(block["up_bias"])), block["down"], _present(block["down_bias"]), C)
-    x, update = x[:, -1], update[:, -1]
-    return _linear(norm(parts[-3], parts[-2])[0], parts[-1], None, V)
+    x, update = x.view(B * T, C)[rows], update.view(B * T, C)[rows]
+    normed = norm(parts[-3], parts[-2])[0]
+    return _linear(normed, parts[-1], None, V) if parts[-1].numel() else normed
 
 
 def _linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -99,8 +102,10 @@ def _present(part: Tensor) -> Tensor | None:
 
 
 _decoder = define(
-    "decoder(Tensor x, Tensor update, Tensor(a!) cache, int[] lengths, Tensor[] parts, Tensor[] angles, int[] sizes,"
-    " float[] constants) -> Tensor",
+    "decoder(Tensor x, Tensor update, Tensor(a!) cache, int[] lengths, int[] rows, Tensor[] parts, Tensor[] angles,"
+    " int[] sizes, float[] constants) -> Tensor",
     _fallback,
-    fake=lambda x, update, cache, lengths, parts, angles, sizes, constants: x.new_empty((x.shape[0], sizes[2])),
+    fake=lambda x, update, cache, lengths, rows, parts, angles, sizes, constants: x.new_empty(
+        (len(rows), sizes[2] if parts[-1].numel() else x.shape[-1])
+    ),
 )

@@ -316,24 +316,37 @@ def test_bits_do_not_depend_on_threads(packed: GPT2, ids: torch.Tensor) -> None:
 @kernels_only
 @torch.inference_mode()
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
-def test_short_steps_are_one_operator_with_the_same_bits(
+def test_one_operator_has_the_bits_of_one_after_the_other(
     activation: str, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(activation_function=activation).pack()
-    fused = activation in gpt2.FUSED
-    calls: list[tuple[int, ...]] = []
-    step = DecoderStack.step
-    monkeypatch.setattr(DecoderStack, "step", lambda self, *args: calls.append(args[0].shape) or step(self, *args))
-    logits = model(ids)
-    _, state = model.start(ids[:, :10], capacity=40)
-    assert torch.equal(model.step(ids[:, 10:11], state), logits[:, 10])
-    assert torch.equal(model.step(ids[:, 11:32], state), logits[:, 31])
-    assert torch.equal(model.step(ids[:, 32:], state), logits[:, 39])
-    assert calls == ([(3, 1, 32), (3, 21, 32), (3, 8, 32)] if fused else [])
-    with pytest.raises(ValueError, match="holds 40 positions; 41 are needed"):
-        model.step(ids[:, :1], state)
-    monkeypatch.setattr(DecoderStack, "ROWS", 2)
-    calls.clear()
-    state.set_lengths([10, 10, 10])
-    assert torch.equal(model.step(ids[:, 10:11], state), logits[:, 10])
-    assert calls == []
+    calls: list[int] = []
+    run = DecoderStack._run
+    monkeypatch.setattr(DecoderStack, "_run", lambda self, *args: calls.append(args[0].shape[1]) or run(self, *args))
+    lengths = torch.tensor([5, 31, 17])
+
+    def everything() -> list[torch.Tensor]:
+        logits, state = model.start(ids[:, :10], capacity=40)
+        steps = [model.step(ids[:, begin:end], state) for begin, end in ((10, 11), (11, 32), (32, 40))]
+        with pytest.raises(ValueError, match="holds 40 positions; 41 are needed"):
+            model.step(ids[:, :1], state)
+        return [model(ids), model.hidden(ids), logits, *steps, model.start(ids, lengths)[0]]
+
+    results = everything()
+    assert calls == ([10, 1, 21, 8, 1, 40, 40, 31] if activation in gpt2.FUSED else [])
+    assert torch.equal(results[5], results[0][:, 39])
+    model._stack = None
+    assert all(torch.equal(a, b) for a, b in zip(everything(), results, strict=True))
+
+
+@kernels_only
+@torch.inference_mode()
+def test_one_operator_takes_no_more_than_half_a_second(
+    packed: GPT2, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = packed._stack
+    assert stack is not None
+    assert stack.max_rows == int(4e11 / (2 * packed._matrices()))
+    monkeypatch.setattr(stack, "max_rows", 7)
+    assert packed._fused(ids[:1, :7]) is stack
+    assert packed._fused(ids[:1, :8]) is None

@@ -61,6 +61,7 @@ def arguments(
         "update": random(1, T, C).expand(len(lengths), T, C),
         "cache": cache,
         "lengths": lengths,
+        "rows": [row * T + T - 1 for row in range(len(lengths))],
         "parts": parts,
         "angles": [torch.randn(len(lengths), T, turned // 2, generator=g) for _ in range(2)] if turned else [],
         "sizes": [H, inner, V, ACTIVATIONS.index(activation), int(rms), D, CACHE_DTYPES.index(held)],
@@ -127,6 +128,18 @@ def test_matrices_of_any_precision(isa: str, bits: tuple[int, ...], dtype: torch
     assert_same(given)
 
 
+@pytest.mark.parametrize("rows", [[], [0], [149, 3, 3]], ids=str)
+@pytest.mark.parametrize("headless", [False, True])
+def test_the_rows_that_are_wanted(rows: list[int], headless: bool) -> None:
+    given = {**arguments([7, 0], 75), "rows": rows}
+    if headless:
+        given["parts"][-1] = torch.empty(0)
+    logits, cache, expected, expected_cache = both(given)
+    assert logits.shape == (len(rows), C if headless else V)
+    assert torch.equal(logits, expected)
+    assert torch.equal(cache, expected_cache)
+
+
 def test_float32_norms_under_a_narrower_x() -> None:
     given = arguments([140, 20], dtype=torch.bfloat16)
     for part in (0, 1, 6, 7):
@@ -159,9 +172,10 @@ def test_bits_do_not_depend_on_threads_or_company(threads: None, lengths: list[i
     assert all(torch.equal(result, results[0]) for result in results)
     assert all(torch.equal(cache, caches[0]) for cache in caches)
     for row, length in enumerate(lengths):
-        alone = {name: given[name][row : row + 1] for name in ("x", "update")}
+        alone: dict[str, Any] = {name: given[name][row : row + 1] for name in ("x", "update")}
         cache = given["cache"][:, row : row + 1].clone()
-        assert torch.equal(decoder(**{**given, **alone, "cache": cache, "lengths": [length]})[0], results[0][row])
+        alone |= {"cache": cache, "lengths": [length], "rows": [1]}
+        assert torch.equal(decoder(**{**given, **alone})[0], results[0][row])
 
 
 def test_opcheck() -> None:
@@ -174,6 +188,8 @@ def test_opcheck() -> None:
     ("changes", "message"),
     [
         ({"lengths": [384]}, "holds 384 positions; 385 are needed"),
+        ({"rows": [1]}, "no row 1 of 1"),
+        ({"rows": [-1]}, "no row -1 of 1"),
         ({"lengths": [1, 2]}, "differ from x in batch"),
         ({"sizes": [4, 71, 90, 1, 0, 10, 0]}, "contiguous bias of 71"),
         ({"sizes": [3, 72, 90, 1, 0, 10, 0]}, "H % G == 0"),
