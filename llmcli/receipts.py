@@ -119,6 +119,23 @@ class Verdict:
     n_samples: int
     n_tokens: int
     logprob_difference: float
+    n_receipts: int = 1
+
+
+def replay_all(
+    loaded: Loaded, receipts: Sequence[Mapping[str, Any]], interrupted: Callable[[], bool] = lambda: False
+) -> Verdict | None:
+    """Run checked receipts again, up to the first that diverges; None when interrupted. Raises as `replay` does."""
+    found: list[Verdict] = []
+    for receipt in receipts:
+        verdict = replay(loaded, receipt, interrupted)
+        if verdict is None:
+            return None
+        found.append(verdict)
+        if verdict.divergence is not None:
+            break
+    n_samples, n_tokens = sum(v.n_samples for v in found), sum(v.n_tokens for v in found)
+    return Verdict(found[-1].divergence, n_samples, n_tokens, max(v.logprob_difference for v in found), len(found))
 
 
 def replay(

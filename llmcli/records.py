@@ -1,4 +1,4 @@
-"""Records of JSONL in, documents out: one for each line, in order, as soon as it can be.
+"""Records of JSONL in, answered records out: one for each line, in order, as soon as it can be.
 
 Knows JSON fields; knows neither files nor terminals.
 """
@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmcli.completions import SCHEMA, SETTINGS, Completion, Session, Stopwatch, identity
@@ -54,6 +54,7 @@ class Record:
 
     number: int
     id: Any = None
+    prompt: str = ""
     request: Request | None = None
     problem: InputError | None = None
     samples: list[Completion] = field(default_factory=list)
@@ -63,6 +64,11 @@ class Record:
     def ended(self) -> bool:
         """Whether its document can be written."""
         return all(sample.finish_reason is not None for sample in self.samples)
+
+    @property
+    def completed(self) -> bool:
+        """Whether nothing cut its samples short."""
+        return self.ended and all(sample.finish_reason != "interrupt" for sample in self.samples)
 
     def add(self, event: Event) -> None:
         """Take an event of its request."""
@@ -83,7 +89,7 @@ def read(session: Session, number: int, line: bytes, defaults: Mapping[str, Any]
     record = Record(number, watch=Stopwatch(load=session.load_seconds))
     try:
         fields, settings = parse_record(line, defaults, errors)
-        record.id = fields.get("id")
+        record.id, record.prompt = fields.get("id"), fields["prompt"]
         record.request = session.request(fields["prompt"], settings)
     except InputError as error:
         record.problem = error
@@ -99,34 +105,40 @@ def answer(
     *,
     batch_size: int = 1,
     errors: str = "strict",
+    noted: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Iterator[dict[str, Any]]:
-    """Numbered lines of JSONL, batch_size of them at a time → a document for each, in order.
+) -> Iterator[Record]:
+    """Numbered lines of JSONL, batch_size of them at a time → each with its samples or its problem, in order.
 
-    A line is read when there is room for it; where one has ended, the next takes its place at once.
+    A line is read when there is room for it; where one has ended, the next takes its place at once. noted: samples have
+    log-probabilities even where the request has none.
     """
+
+    def run(request: Request) -> Request:
+        return replace(request, logprobs=request.logprobs or 0) if noted else request
+
     records = (read(session, number, line, defaults, errors) for number, line in lines)
     if session.policy.beams > 1:
         for record in records:
-            for event in session.events([record.request], interrupted) if record.request else ():
+            for event in session.events([run(record.request)], interrupted) if record.request else ():
                 record.add(event)
-            yield record.document(session)
+            yield record
             if interrupted():
                 return
         return
     batch = session.batch()
     running: dict[int, Record] = {}  # by number; one that has ended waits here for those before it
 
-    def ready() -> Iterator[dict[str, Any]]:
+    def ready() -> Iterator[Record]:
         while running and (first := next(iter(running.values()))).ended:
-            yield running.pop(first.number).document(session)
+            yield running.pop(first.number)
 
     while True:
         fresh: list[tuple[int, Request]] = []
         while not interrupted() and batch.size + len(fresh) < batch_size and (new := next(records, None)):
             running[new.number] = new
             if new.request is not None:
-                fresh.append((new.number, new.request))
+                fresh.append((new.number, run(new.request)))
             yield from ready()
         batch.add(fresh)
         if not batch.size:

@@ -94,7 +94,8 @@ def test_counts_beyond_every_machine(session: Session, name: str, refused: int) 
 
 
 def check(session: Session, line: bytes) -> dict[str, Any]:
-    (document,) = records.answer(session, iter([(7, line)]), {"max_tokens": 5})
+    (record,) = records.answer(session, iter([(7, line)]), {"max_tokens": 5})
+    document = record.document(session)
     read = json.loads(to_json(document, indent=None))
     assert ("error" in read) != ("choices" in read)
     if "error" in read:

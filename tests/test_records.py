@@ -36,6 +36,10 @@ def numbered() -> Iterator[tuple[int, bytes]]:
     return ((number, json.dumps(line).encode()) for number, line in enumerate(LINES, 1))
 
 
+def documents(session: Session, *arguments: Any, **settings: Any) -> list[dict[str, Any]]:
+    return [record.document(session) for record in records.answer(session, *arguments, **settings)]
+
+
 def bare(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in ("created", "timings")}
 
@@ -43,7 +47,7 @@ def bare(document: dict[str, Any]) -> dict[str, Any]:
 @kernels_only
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
 def test_the_same_documents_for_every_batch_size(session: Session, batch_size: int) -> None:
-    one, many = (list(records.answer(session, numbered(), {}, batch_size=size)) for size in (1, batch_size))
+    one, many = (documents(session, numbered(), {}, batch_size=size) for size in (1, batch_size))
     assert [bare(document) for document in many] == [bare(document) for document in one]
     assert [document.get("error", {}).get("line") for document in many] == [None, None, None, 4, None, None, None]
     assert many[2]["id"] == "far"
@@ -65,8 +69,8 @@ def test_a_document_comes_before_the_next_line_is_needed(session: Session) -> No
 def test_a_record_with_an_id_has_a_seed_of_its_own(session: Session) -> None:
     def seeds(*ids: Any, run: int = 0, **more: Any) -> list[int]:
         lines = [(n, json.dumps({"prompt": "The sea", "id": id, **more}).encode()) for n, id in enumerate(ids, 1)]
-        documents = records.answer(session, iter(lines), {"seed": run, "max_tokens": 1, "temperature": 1.0})
-        return [document["llmcli"]["seed"] for document in documents]
+        made = documents(session, iter(lines), {"seed": run, "max_tokens": 1, "temperature": 1.0})
+        return [document["llmcli"]["seed"] for document in made]
 
     ids = ["a", 1, "1", {"x": 1, "y": [2]}, "\ud800"]
     found = seeds(*ids)
@@ -82,8 +86,9 @@ def test_a_record_with_an_id_has_a_seed_of_its_own(session: Session) -> None:
 
 def test_an_interrupt_answers_what_has_begun(session: Session) -> None:
     calls = iter([False] * 5)
-    documents = list(records.answer(session, numbered(), {}, batch_size=2, interrupted=lambda: next(calls, True)))
-    assert [document["choices"][0]["finish_reason"] for document in documents] == ["interrupt", "length"]
+    found = list(records.answer(session, numbered(), {}, batch_size=2, interrupted=lambda: next(calls, True)))
+    assert [record.samples[0].finish_reason for record in found] == ["interrupt", "length"]
+    assert [record.completed for record in found] == [False, True]
 
 
 @kernels_only

@@ -143,9 +143,11 @@ def continue_many(
     *,
     tally: Tally | None = None,
     lasting: bool = False,
+    notes: terminal.Writer | None = None,
 ) -> Tally:
     """Continue numbered lines, batch_size at a time, and print each document as soon as those before it are done.
 
+    notes: where the receipt of each record that has ended goes.
     lasting: documents hold nothing but what decides them, and one that Ctrl-C cut short is left to the next run.
     """
     from llmcli import records
@@ -157,10 +159,11 @@ def continue_many(
         terminal.interruptible() as tally.interrupt,
     ):
         stop = partial(getattr, tally.interrupt, "stop_requested")
-        for document in records.answer(
+        for record in records.answer(
             session, tally.interrupt.while_reading(lines), settings,
-            batch_size=batch_size, errors=errors, interrupted=stop,
+            batch_size=batch_size, errors=errors, noted=notes is not None, interrupted=stop,
         ):  # fmt: skip
+            document = record.document(session)
             if lasting:
                 if any(row["finish_reason"] == "interrupt" for row in document.get("choices", ())):
                     break
@@ -170,6 +173,11 @@ def continue_many(
                 out.write(terminal.to_json(document, indent=None))
             else:
                 out.write("".join(choice["text"] + "\n" for choice in document.get("choices", ())))
+            if notes is not None and record.request and record.completed:
+                from llmcli import receipts
+
+                receipt = receipts.make(session, record.prompt, record.request, record.samples)
+                notes.write(terminal.to_json(receipt, indent=None))
             progress(tally.count)
     return tally
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import click
@@ -87,7 +87,11 @@ PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endl
     help="A prompt that does not fit is an error, loses its beginning, or is cut to the last half of the context. "
     "A full context ends the text; with slide, the text goes on from its last half.",
 )
-@option("--receipt", metavar="FILE", help="Write what decided the text, and its tokens, for 'llmcli replay'.")
+@option(
+    "--receipt",
+    metavar="FILE",
+    help="Write what decided the text, and its tokens, for 'llmcli replay'; with --jsonl, a line for each record.",
+)
 @encoding_options[0]
 @encoding_options[1]
 @model_options
@@ -138,8 +142,8 @@ def command(
         if receipt is not None:
             write_receipt(receipt, session, text, request, samples)
         return
-    if receipt is not None:
-        raise InputError("--receipt: expected one prompt, got --jsonl")
+    if resume and receipt is not None:
+        raise InputError("--receipt: expected a whole run, got --resume; a record's document names what decided it")
     if (argument, prompt, file) != (None, None, None):
         raise InputError("expected a prompt or --jsonl, got both")
     if format == "json":
@@ -153,7 +157,12 @@ def command(
     if resume:
         result = resume_many(session, lines, batch_size, settings, encoding_errors, str(output))
     else:
-        with terminal.open_output(output) as out:
-            result = continue_many(session, numbered(lines), batch_size, settings, encoding_errors, format, out)
+        with (
+            terminal.open_output(output) as out,
+            nullcontext() if receipt is None else terminal.open_output(receipt) as notes,
+        ):
+            result = continue_many(
+                session, numbered(lines), batch_size, settings, encoding_errors, format, out, notes=notes
+            )
     leave_if(result.interrupt)
     report(result)

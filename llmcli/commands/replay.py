@@ -36,7 +36,7 @@ from llmcli.errors import GateFailed, InputError
 @output_options("text", "json")
 @verbosity_options
 def command(receipt: str, choice: ModelChoice, format: str, output: str | None) -> None:
-    """Generate again what RECEIPT records, and compare token by token.
+    """Generate again what RECEIPT records, one of them or one a line, and compare token by token.
 
     Model and precision are the receipt's unless flags name others. Exits with 3 at the first token that differs, and
     names both candidates and the gap between their logits; with 5 when weights, tokenizer, prompt or text do not have
@@ -44,12 +44,15 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
     """
     text = terminal.read_text(receipt)
     try:
-        document = json.loads(text)
+        documents = parse(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"expected a receipt in JSON, got '{receipt}': {error}") from None
     from llmcli import receipts
 
-    facts = receipts.check(document)
+    every = [receipts.check(document) for document in documents]
+    facts = every[0]
+    if any(one["model"] != facts["model"] or one["llmcli"] != facts["llmcli"] for one in every):
+        raise InputError(f"expected the receipts of one run, got those of several in '{receipt}': replay one by one")
     dtype = str(facts["llmcli"].get("dtype")) if choice.dtype == "auto" else choice.dtype
     if dtype not in ("float32", "bfloat16", "float16"):
         raise InputError(f"receipt: expected float32, bfloat16 or float16, got the dtype {dtype!r}")
@@ -64,7 +67,7 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
         loaded = replace(choice, model=choice.model or facts["model"], **given).load(kinds=WRITES)
         verdict = None
         with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
-            verdict = receipts.replay(loaded, facts, lambda: interrupt.stop_requested)
+            verdict = receipts.replay_all(loaded, every, lambda: interrupt.stop_requested)
         if verdict is None:
             terminal.note("interrupted")
             raise click.exceptions.Exit(130)
@@ -75,8 +78,9 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
             row: dict[str, Any] = {"schema": "llmcli/replay/1", "verdict": word, **asdict(verdict), "changed": other}
             out.write(terminal.to_json({**row, "llmcli": engine}))
         elif verdict.divergence is None:
+            where = f" of {len(every)} receipts" if len(every) > 1 else ""
             out.write(
-                f"identical: {verdict.n_tokens} tokens in {verdict.n_samples} samples; "
+                f"identical: {verdict.n_tokens} tokens in {verdict.n_samples} samples{where}; "
                 f"log-probabilities differ by {verdict.logprob_difference:.3g} at most\n"
             )
     if verdict.divergence is not None:
@@ -90,7 +94,19 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
 
         gap = "" if found.gap is None else f"; the logit of the latter is {found.gap:+.6g} from the former's"
         changed = "".join(f"; {key} was {was}, is {now}" for key, (was, now) in other.items())
+        line = f"receipt {verdict.n_receipts}, " if len(every) > 1 else ""
         raise GateFailed(
-            f"sample {found.sample}, token {found.position}: expected {spelt(found.recorded)}, "
+            f"{line}sample {found.sample}, token {found.position}: expected {spelt(found.recorded)}, "
             f"got {spelt(found.found)}{gap}{changed}"
         )
+
+
+def parse(text: str) -> list[Any]:
+    """A JSON document, or one in each line that is not blank. Raises ValueError where there is none."""
+    try:
+        return [json.loads(text)]
+    except ValueError:
+        lines = [line for line in text.split("\n") if line.strip()]
+        if len(lines) < 2:
+            raise
+        return [json.loads(line) for line in lines]

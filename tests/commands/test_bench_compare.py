@@ -163,6 +163,16 @@ def test_command_lines(shell: Callable[..., Result]) -> None:
     assert "exit 1 from 'false'" in failed.stderr
 
 
+def test_an_interrupt_leaves_the_rounds_so_far(shell: Callable[..., Result]) -> None:
+    interrupting = "echo >>runs; [ $(wc -l <runs) -ne 12 ] || kill -INT $PPID; sleep 0.02"
+    result = shell(f"llmcli bench compare --commands 'sleep 0.02' '{interrupting}' --tolerance 0 --json")
+    assert result.code == 130
+    document = json.loads(result.out)
+    assert document["interrupted"]
+    assert [test["rounds"] for test in document["results"]] == [4]  # ten samples of B after the two to warm up
+    assert len(document["results"][0]["samples_ns"][0]) == 4
+
+
 def test_errors_of_the_workers(shell: Callable[..., Result]) -> None:
     result = shell("llmcli bench compare -q no/such/model default")
     assert (result.code, result.out) == (5, "")

@@ -142,5 +142,31 @@ def test_what_is_no_receipt(invoke: Run, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("The sea")
     assert invoke("replay text").code == 2
     assert invoke("replay nowhere").code == 5
-    assert invoke("generate --jsonl text --receipt run.json").code == 2
+    assert invoke("generate --jsonl text --resume -o out --receipt run.json").code == 2
     assert not (tmp_path / "run.json").exists()
+
+
+def test_a_receipt_for_each_record(invoke: Run, tiny_gpt2: Path, tmp_path: Path) -> None:
+    prompts = ["The sea", "", "The boy said", "We"]
+    lines = [json.dumps({"id": n, "prompt": prompt, "max_tokens": 4 + n}) for n, prompt in enumerate(prompts)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    command = f"generate -m {tiny_gpt2} --jsonl in.jsonl --temperature 1 --batch-size 2"
+    plain = [json.loads(line) for line in invoke(command).out.splitlines()]
+    noted = [json.loads(line) for line in invoke(f"{command} --receipt runs.jsonl").out.splitlines()]
+    assert [one.get("choices") for one in noted] == [one.get("choices") for one in plain]
+    receipts = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [receipt["prompt"] for receipt in receipts] == ["The sea", "The boy said", "We"]
+    assert [receipt["request"]["seed"] for receipt in receipts] == [plain[n]["llmcli"]["seed"] for n in (0, 2, 3)]
+    done = invoke("replay runs.jsonl -t 1")
+    assert done.out == "identical: 17 tokens in 3 samples of 3 receipts; log-probabilities differ by 0 at most\n"
+    receipts[1]["samples"][0]["ids"][2] ^= 1
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, receipts)))
+    done = invoke("replay runs.jsonl --json")
+    assert done.code == 3
+    assert done.err.startswith("error: receipt 2, sample 0, token 2: expected ")
+    assert json.loads(done.out)["n_receipts"] == 2
+    receipts[2]["llmcli"]["threads"] = 99
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, receipts)))
+    assert invoke("replay runs.jsonl").code == 2
+    (tmp_path / "runs.jsonl").write_text("{}\n{")
+    assert invoke("replay runs.jsonl").code == 2
