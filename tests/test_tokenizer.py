@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from llmcli.errors import InputError, ModelError
 from llmcli.tokenizer import BYTES, Tokenizer
-from tests.tiny import write_sentencepiece, write_wordpiece
+from tests.tiny import write_sentencepiece, write_word_ends, write_wordpiece
 
 GPT2_FILES = os.environ.get("LLMCLI_TEST_GPT2_TOKENIZER")  # a directory with GPT-2's own files, for the slow test
 
@@ -219,3 +219,13 @@ def test_gpt2(tmp_path: Path) -> None:
         for tokenizer in (single, double):
             assert tokenizer.encode(example["text"]) == example["ids"]
             assert tokenizer.decode(example["ids"]) == example["text"]
+
+
+def test_the_first_gpt_lowers_case_and_ends_words(tmp_path: Path) -> None:
+    write_word_ends(tmp_path)
+    tokenizer = Tokenizer.open(tmp_path)
+    ids = tokenizer.encode("The SEA was calm")
+    assert tokenizer.decode(ids) == "the sea was calm "
+    assert b"".join(map(tokenizer.token_bytes, ids)) == b"the sea was calm "
+    assert tokenizer.piece(ids[-1]).endswith("</w>")
+    assert not tokenizer.leads_with_space

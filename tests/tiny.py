@@ -61,6 +61,19 @@ def write_sentencepiece(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": "<pad>"}))
 
 
+def write_word_ends(directory: Path) -> None:
+    """A tokenizer as the first GPT's: lower case, BPE of TEXT within words, </w> at the end of each; id 0 is <unk>."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=200, special_tokens=["<unk>"], show_progress=False, end_of_word_suffix="</w>"
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
 def write_wordpiece(directory: Path) -> None:
     """A tokenizer as BERT's: lower case, word pieces of TEXT, [CLS] and [SEP] around a text; id 0 is [PAD]."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -7,7 +7,7 @@ H query heads, G key/value heads, D head size, C width, I inner width, V vocabul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
     "qwen2": {"qkv_bias": True, "max_position_embeddings": 32768},
+    "phi3": {"max_position_embeddings": 4096},
+    "mixtral": {"num_key_value_heads": 8, "rope_theta": 1e6, "max_position_embeddings": 131072},
     "qwen3": {"qk_norm": True, "head_dim": 128, "max_position_embeddings": 32768},
 }
 # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
@@ -83,6 +85,7 @@ class LlamaConfig:
             config.setdefault("num_key_value_heads", heads)
         bias = config.get("attention_bias", False)
         rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        refuse({**config, **rope}, {"partial_rotary_factor": 1.0})
         config["rope_theta"] = float(rope.pop("rope_theta", config.get("rope_theta", 10000.0)))
         config |= {"qkv_bias": config.get("qkv_bias", bias), "out_bias": bias and family != "qwen2"}
         config["rope_scaling"] = _scaling(rope)
@@ -101,7 +104,7 @@ class LlamaConfig:
 
     def describe(self) -> dict[str, Any]:
         """The keys of a `config.json`."""
-        names = {"llama": "Llama", "mistral": "Mistral"}
+        names = {"llama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral"}
         return {
             **{key: value for key, value in asdict(self).items() if key not in ("qkv_bias", "out_bias", "qk_norm")},
             "architectures": [f"{names.get(self.model_type, self.model_type.title())}ForCausalLM"],
@@ -191,12 +194,12 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each on the normed stream; the update of each is added by the norm that comes next."""
 
-    def __init__(self, config: LlamaConfig, layer: int):
+    def __init__(self, config: LlamaConfig, layer: int, feed_forward: Callable[[Any], nn.Module] = MLP):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = feed_forward(config)
 
     def forward(
         self, x: Tensor, update: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None
@@ -212,12 +215,15 @@ class Llama(CausalModel):
     """The whole model; its parameters hold whatever was in memory until a checkpoint or `initialize` fills them."""
 
     Config = LlamaConfig
+    FEED_FORWARD: Callable[[Any], nn.Module] = MLP  # what stands behind the attention of each block
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Block(config, layer, self.FEED_FORWARD) for layer in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -266,6 +272,8 @@ class Llama(CausalModel):
         for layer in self.layers:
             assert isinstance(layer, Block)
             attn, mlp = layer.self_attn, layer.mlp
+            if not isinstance(mlp, MLP):
+                return None
             qkv, up = (attn.q_proj, attn.k_proj, attn.v_proj), (mlp.gate_proj, mlp.up_proj)
             if config.qk_norm or not (joinable(*qkv) and joinable(*up)):
                 return None

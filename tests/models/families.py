@@ -49,6 +49,9 @@ SIZES["llama"] = {
     "eos_token_id": 0,
 }  # fmt: skip
 SIZES |= {"mistral": SIZES["llama"], "qwen2": SIZES["llama"], "qwen3": {**SIZES["llama"], "head_dim": 16}}
+SIZES["phi3"] = {**SIZES["llama"], "pad_token_id": 0}
+SIZES["mixtral"] = {**SIZES["llama"], "num_local_experts": 4}
+SIZES["openai-gpt"] = {**SIZES["gpt2"], "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 SIZES["lstm"] = {"vocab_size": 320, "n_embd": 48, "n_layer": 2, "initializer_range": 0.25}
 SIZES |= {"camembert": SIZES["roberta"], "xlm-roberta": SIZES["roberta"]}
 
@@ -94,7 +97,7 @@ def write(directory: Path, case: Case) -> Any:
             if parameter.dim() == 1:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
             else:  # the row of a padding token, which no scale could bring to 8 bits
-                parameter[~parameter.any(1)] = 0.1
+                parameter[~parameter.any(-1)] = 0.1
     peer.eval().save_pretrained(directory)
     tokenizer(directory)
     return peer

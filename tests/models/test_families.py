@@ -1,4 +1,4 @@
-"""GPT-NeoX, OPT and BLOOM beside transformers: logits, greedy text, steps, batches, gradients, configurations."""
+"""Families of decoders beside transformers: logits, greedy text, steps, batches, gradients, configurations."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ CASES = [
     Case("opt", {"activation_function": "gelu", "tie_word_embeddings": False}),
     Case("bloom"),
     Case("bloom", {"n_head": 6, "layer_norm_epsilon": 0.1}),
+    Case("phi3"),
+    Case("phi3", {"tie_word_embeddings": True, "num_key_value_heads": 6}),
+    Case("mixtral"),
+    Case("mixtral", {"num_experts_per_tok": 1, "num_key_value_heads": 6}),
+    Case("openai-gpt"),
+    Case("openai-gpt", {"afn": "relu"}),
 ]  # fmt: skip
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -48,7 +54,7 @@ def test_logits_and_greedy_text_of_64_tokens(tmp_path: Path, case: Case) -> None
 @pytest.mark.parametrize(
     ("dtype", "quantize"), [("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("float32", "int4")]
 )
-@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[6]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[6], CASES[7], CASES[9], CASES[11]], ids=str)
 @torch.inference_mode()
 def test_prefill_is_steps_and_a_batch_is_its_rows(tmp_path: Path, case: Case, dtype: str, quantize: str | None) -> None:
     write(tmp_path, case)
@@ -72,14 +78,16 @@ def test_gradients_checkpoint_and_description(tmp_path: Path, case: Case) -> Non
     model, ids = loading.load(tmp_path, dtype="float32", pack=False).model.train(), prompt(2, 30)
     model(ids).logsumexp(-1).sum().backward()
     peer(ids).logits.logsumexp(-1).sum().backward()
-    ours = {model.stored(name): parameter for name, parameter in model.named_parameters()}
-    for name, parameter in peer.named_parameters():
-        scale = max(0.1, float(parameter.grad.abs().max()))  # a bias of keys changes nothing
-        stored = name if name in ours else name.replace("lm_head", "embed_out")  # what a file of GPT-NeoX calls it
-        torch.testing.assert_close(ours[stored].grad, parameter.grad, atol=2e-4 * scale, rtol=2e-3)
     saved, expected = model.checkpoint(), load_file(tmp_path / "model.safetensors")
     assert saved.keys() == expected.keys()
     assert all(torch.equal(saved[name], expected[name]) for name in saved)
+    for parameter in (*model.parameters(), *peer.parameters()):  # gradients in a checkpoint's names and layouts
+        parameter.data = parameter.grad
+    peer.save_pretrained(tmp_path / "gradients")
+    ours = model.checkpoint()
+    for name, gradient in load_file(tmp_path / "gradients" / "model.safetensors").items():
+        scale = max(0.1, float(gradient.abs().max()))  # a bias of keys changes nothing
+        torch.testing.assert_close(ours[name], gradient, atol=2e-4 * scale, rtol=2e-3)
     config = type(model.config).from_dict(json.loads(json.dumps(model.config.describe())))
     assert config == model.config
     one, two = (type(model)(config).initialize(torch.Generator().manual_seed(1)) for _ in range(2))
@@ -101,6 +109,12 @@ def test_gradients_checkpoint_and_description(tmp_path: Path, case: Case) -> Non
         ("opt", {"num_attention_heads": 5}, "expected a multiple"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
         ("bloom", {"n_head": 5}, "expected a multiple"),
+        ("phi3", {"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
+        ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor = 0.75 is not supported"),
+        ("mixtral", {"num_experts_per_tok": 5}, "num_experts_per_tok = 5; expected at most num_local_experts = 4"),
+        ("mixtral", {"num_local_experts": 0}, "num_local_experts = 0"),
+        ("openai-gpt", {"afn": "elu"}, "afn 'elu' is not supported; expected one of: gelu, relu, silu, swish"),
+        ("openai-gpt", {"n_head": 5}, "is not a multiple of n_head 5"),
         ("bloom", {"hidden_size": None}, "hidden_size = missing"),
     ],
     ids=str,
