@@ -51,6 +51,10 @@ SIZES["llama"] = {
 SIZES |= {"mistral": SIZES["llama"], "qwen2": SIZES["llama"], "qwen3": {**SIZES["llama"], "head_dim": 16}}
 SIZES["phi3"] = {**SIZES["llama"], "pad_token_id": 0}
 SIZES["mixtral"] = {**SIZES["llama"], "num_local_experts": 4}
+SIZES["gemma3_text"] = {
+    **SIZES["llama"], "head_dim": 16, "query_pre_attn_scalar": 16, "pad_token_id": 0, "sliding_window": 32,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
 SIZES["openai-gpt"] = {**SIZES["gpt2"], "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 SIZES["lstm"] = {"vocab_size": 320, "n_embd": 48, "n_layer": 2, "initializer_range": 0.25}
 SIZES |= {"camembert": SIZES["roberta"], "xlm-roberta": SIZES["roberta"]}
