@@ -12,7 +12,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 from safetensors.torch import load_file
 
 ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-ARCHITECTURES |= {"gpt_neox": "gptneox", "bloom": "bloom"}
+ARCHITECTURES |= {"gpt_neox": "gptneox", "bloom": "bloom", "phi3": "phi3"}
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 CHAT = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}{% endfor %}"
 
@@ -42,6 +42,8 @@ def write(directory: Path, target: Path, *, padding: int = 0) -> None:
         file.add_rope_dimension_count(head_dim)
     else:
         file.add_layer_norm_eps(config.get("layer_norm_eps", config.get("layer_norm_epsilon", 1e-5)))
+    if config.get("sliding_window"):
+        file.add_sliding_window(config["sliding_window"])
     if name == "gptneox":
         file.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 0.25)))
         file.add_rope_freq_base(rope.get("rope_theta", 10000.0))

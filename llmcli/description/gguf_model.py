@@ -91,6 +91,8 @@ def _rotary(file: gguf.File, name: str, result: dict[str, Any]) -> None:
     result["hidden_act"] = "silu"
     result["attention_bias"] = "blk.0.attn_output.bias" in file.tensors
     result["qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
+    if file.metadata.get(f"{name}.attention.sliding_window", 0):
+        result["sliding_window"] = file.get(f"{name}.attention.sliding_window", int)
     kind = file.metadata.get(f"{name}.rope.scaling.type", "none")
     if kind == "linear":
         result["rope_scaling"] = {"rope_type": "linear", "factor": file.get(f"{name}.rope.scaling.factor", float)}

@@ -117,6 +117,15 @@ ARCHITECTURES = {
     ),
     "qwen2": Architecture("qwen2", LLAMA_KEYS, LLAMA_TENSORS),
     "qwen3": Architecture("qwen3", LLAMA_KEYS, LLAMA_TENSORS),
+    "phi3": Architecture(
+        "phi3",
+        LLAMA_KEYS,
+        {
+            **{name: theirs for name, theirs in LLAMA_TENSORS.items() if name not in ("attn_q", "attn_k", "attn_v")},
+            "attn_qkv": "model.layers.{}.self_attn.qkv_proj",
+            "ffn_up": "model.layers.{}.mlp.gate_up_proj",
+        },
+    ),
     "gptneox": Architecture(
         "gpt_neox",
         {
@@ -175,7 +184,6 @@ REFUSED = {
     "attention.causal": True,
     "attention.clamp_kqv": 0.0,
     "attention.scale": 0.0,
-    "attention.sliding_window": 0,
     "logit_scale": 0.0,
     "residual_scale": 0.0,
     "embedding_scale": 0.0,

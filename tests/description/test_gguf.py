@@ -29,6 +29,7 @@ CASES = [
     Case("mistral", {"sliding_window": None}),
     Case("qwen2", {"tie_word_embeddings": True}),
     Case("qwen3"),
+    Case("phi3"),
     Case("gpt_neox"),
     Case("gpt_neox", {"use_parallel_residual": False}),
     Case("bloom"),
@@ -48,6 +49,12 @@ def test_the_same_logits_as_from_safetensors(tmp_path: Path, case: Case) -> None
     text = "The sea<|endoftext|> 12 olds"
     assert old.tokenizer.encode(text) == new.tokenizer.encode(text)
     assert (new.tokenizer.eos_id, new.tokenizer.vocab_size) == (0, old.tokenizer.vocab_size)
+
+
+def test_a_window_ends_the_context(tmp_path: Path) -> None:
+    write(tmp_path, Case("phi3", {"sliding_window": 99}))
+    gguf_files.write(tmp_path, tmp_path / "model.gguf")
+    assert loading.load(tmp_path / "model.gguf").model.config.n_positions == 99
 
 
 def changed(source: Path, target: Path, metadata: dict[str, Any], tensors: dict[str, Any] | None = None) -> None:
