@@ -12,7 +12,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 from safetensors.torch import load_file
 
 ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-ARCHITECTURES |= {"gpt_neox": "gptneox", "bloom": "bloom", "phi3": "phi3"}
+ARCHITECTURES |= {"gpt_neox": "gptneox", "bloom": "bloom", "phi3": "phi3", "gemma3_text": "gemma3"}
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 CHAT = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}{% endfor %}"
 
@@ -27,6 +27,7 @@ def write(directory: Path, target: Path, *, padding: int = 0) -> None:
     n_layers = config.get("num_hidden_layers", config.get("n_layer"))
     head_dim = config.get("head_dim") or width // heads
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope = rope.get("full_attention", rope)
     file = GGUFWriter(target, name)
     file.add_context_length(config.get("max_position_embeddings", config.get("n_positions", 2048)))
     file.add_embedding_length(width)
@@ -63,6 +64,8 @@ def write(directory: Path, target: Path, *, padding: int = 0) -> None:
         if theirs.endswith(("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")) and name == "llama":
             n = heads if "q_proj" in theirs else kv_heads
             data = data.reshape(n, 2, len(data) // n // 2, *data.shape[1:]).swapaxes(1, 2).reshape(data.shape)
+        if theirs.endswith("norm.weight") and name == "gemma3":
+            data = data + 1
         if "query_key_value" in theirs:
             data = data.reshape(heads, 3, width // heads, *data.shape[1:])
             data = np.concatenate([data[:, n].reshape(-1, *data.shape[3:]) for n in range(3)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcli.checkpoints import gguf
-from llmcli.description.gguf_names import ARCHITECTURES, DEFAULTS, LLAMA_KEYS, REFUSED, Architecture
+from llmcli.description.gguf_names import ARCHITECTURES, DEFAULTS, REFUSED, Architecture
 from llmcli.errors import ModelError
 
 if TYPE_CHECKING:  # the configuration needs no torch
@@ -47,7 +47,7 @@ def config(file: gguf.File) -> dict[str, Any]:
     if known.model_type == "gpt_neox":
         rotated = file.get(f"{name}.rope.dimension_count", int)
         result["rotary_pct"] = rotated * result["num_attention_heads"] / result["hidden_size"]
-    if known.keys is LLAMA_KEYS:
+    if "rope_theta" in known.keys:
         _rotary(file, name, result)
     for key in ("bos_token_id", "eos_token_id"):
         if f"tokenizer.ggml.{key}" in file.metadata:
@@ -88,10 +88,13 @@ def _rotary(file: gguf.File, name: str, result: dict[str, Any]) -> None:
     if size not in (None, head_dim) or file.metadata.get(f"{name}.attention.value_length", head_dim) != head_dim:
         raise ModelError(f"{file.path}: expected heads of one size, all of it rotated, got {head_dim} and {size}")
     result["head_dim"], result["num_key_value_heads"] = head_dim, result["num_key_value_heads"] or heads
-    result["hidden_act"] = "silu"
     result["attention_bias"] = "blk.0.attn_output.bias" in file.tensors
     result["qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
-    if file.metadata.get(f"{name}.attention.sliding_window", 0):
+    if name == "gemma3":
+        # llama.cpp knows the largest one by its blocks; the scores of the others have the usual scale.
+        result["query_pre_attn_scalar"] = width // heads if result["num_hidden_layers"] == 62 and heads else head_dim
+        result["rope_local_base_freq"] = file.get(f"{name}.rope.freq_base_swa", float, 10000.0)
+    elif file.metadata.get(f"{name}.attention.sliding_window", 0):
         result["sliding_window"] = file.get(f"{name}.attention.sliding_window", int)
     kind = file.metadata.get(f"{name}.rope.scaling.type", "none")
     if kind == "linear":

@@ -45,6 +45,16 @@ def pairs(tensor: Tensor, heads: int) -> Tensor:
     return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
+def less_one(tensor: Tensor, heads: int) -> Tensor:
+    """Scales of Gemma's norms, which Hugging Face keeps as their distance from 1."""
+    return tensor.float() - 1
+
+
+def plus_one(tensor: Tensor, heads: int) -> Tensor:
+    """The inverse of `less_one`."""
+    return tensor.float() + 1
+
+
 def by_head(tensor: Tensor, heads: int) -> Tensor:
     """Rows of all queries, all keys, all values → query, key and value of each head in turn."""
     return tensor.reshape(3, heads, -1, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
@@ -82,6 +92,15 @@ LLAMA_TENSORS = {
     "ffn_up": "model.layers.{}.mlp.up_proj",
     "ffn_down": "model.layers.{}.mlp.down_proj",
 }
+GEMMA_NORMS = (
+    "output_norm",
+    "attn_norm",
+    "attn_q_norm",
+    "attn_k_norm",
+    "ffn_norm",
+    "post_attention_norm",
+    "post_ffw_norm",
+)
 
 ARCHITECTURES = {
     "gpt2": Architecture(
@@ -113,10 +132,23 @@ ARCHITECTURES = {
         "llama",
         LLAMA_KEYS,
         LLAMA_TENSORS,
+        {"hidden_act": "silu"},
         layouts={"attn_q": (halves, pairs), "attn_k": (halves, pairs)},
     ),
-    "qwen2": Architecture("qwen2", LLAMA_KEYS, LLAMA_TENSORS),
-    "qwen3": Architecture("qwen3", LLAMA_KEYS, LLAMA_TENSORS),
+    "qwen2": Architecture("qwen2", LLAMA_KEYS, LLAMA_TENSORS, {"hidden_act": "silu"}),
+    "qwen3": Architecture("qwen3", LLAMA_KEYS, LLAMA_TENSORS, {"hidden_act": "silu"}),
+    "gemma3": Architecture(
+        "gemma3_text",
+        {**LLAMA_KEYS, "sliding_window": "attention.sliding_window"},
+        {
+            **LLAMA_TENSORS,
+            "ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
+            "post_attention_norm": "model.layers.{}.post_attention_layernorm",
+            "post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+        },
+        {"hidden_activation": "gelu_pytorch_tanh"},
+        dict.fromkeys(GEMMA_NORMS, (less_one, plus_one)),
+    ),
     "phi3": Architecture(
         "phi3",
         LLAMA_KEYS,
@@ -125,6 +157,7 @@ ARCHITECTURES = {
             "attn_qkv": "model.layers.{}.self_attn.qkv_proj",
             "ffn_up": "model.layers.{}.mlp.gate_up_proj",
         },
+        {"hidden_act": "silu"},
     ),
     "gptneox": Architecture(
         "gpt_neox",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmcli.checkpoints import gguf
 from llmcli.description.gguf_model import EMBEDDING, SCALING
-from llmcli.description.gguf_names import ARCHITECTURES, LLAMA_KEYS, Architecture
+from llmcli.description.gguf_names import ARCHITECTURES, Architecture
 from llmcli.description.gguf_vocabulary import (
     BYTE,
     CONTROL,
@@ -55,7 +55,7 @@ def metadata(model: Any, model_type: str, name: str, kind: str) -> dict[str, Any
         value = getattr(config, ours)
         found[f"{arch}.{theirs}"] = 4 * config.n_embd if value is None else value  # GPT-2's n_inner
     found.setdefault(f"{arch}.feed_forward_length", 4 * config.n_embd)
-    if known.keys is LLAMA_KEYS:
+    if "rope_theta" in known.keys:
         found |= {f"{arch}.attention.value_length": config.head_dim, f"{arch}.rope.dimension_count": config.head_dim}
         scaling = dict(config.rope_scaling)
         if scaling.get("rope_type") == "linear":
