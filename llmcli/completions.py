@@ -17,7 +17,9 @@ from llmcli.beam_search import beam_search, check_beams
 from llmcli.errors import InputError
 from llmcli.generation import Batch, Event, Request, TokenLogprob, fit, generate
 from llmcli.loading import DEFAULT, Loaded
+from llmcli.prefix import Remembering
 from llmcli.sampling import Sampling
+from llmcli.speculation import Speculating
 from llmcli.text_stream import spell
 from llmcli.tokenizer import Tokenizer
 
@@ -73,11 +75,12 @@ class Stopwatch:
 
 @dataclass
 class Session:
-    """A loaded model under one policy."""
+    """A loaded model under one policy; a reader stands before the model, reads sooner, and takes one text at a time."""
 
     loaded: Loaded
     policy: Policy
     load_seconds: float = 0.0
+    reader: Speculating | Remembering | None = None
 
     def request(self, prompt: str, settings: Mapping[str, Any]) -> Request:
         """A prompt and settings (names of SETTINGS) as a request. Raises InputError for what cannot be used."""
@@ -101,6 +104,10 @@ class Session:
         )
         if self.policy.beams > 1:
             check_beams(request, self.policy.beams)
+        if isinstance(self.reader, Speculating) and request.num_samples > 1:
+            raise InputError(
+                f"num_samples: expected 1 with guesses (--lookup, --draft-model), got {request.num_samples}"
+            )
         return replace(request, ids=fit(request.ids, request.max_tokens, self.policy.context, self.policy.overflow))
 
     def events(
@@ -115,7 +122,7 @@ class Session:
         common: dict[str, Any] = {"context": policy.context, "interrupted": interrupted, "device": loaded.device}
         if policy.beams == 1:
             common |= {"slide": policy.overflow == "slide", "batch_size": batch_size}
-            yield from generate(loaded.model, requests, loaded.tokenizer, **common)
+            yield from generate(self.reader or loaded.model, requests, loaded.tokenizer, **common)
             return
         search: dict[str, Any] = {"beams": policy.beams, "length_penalty": policy.length_penalty, **common}
         for index, request in enumerate(requests):
@@ -126,7 +133,9 @@ class Session:
         """An empty batch under this policy."""
         loaded, policy = self.loaded, self.policy
         slide = policy.overflow == "slide"
-        return Batch(loaded.model, loaded.tokenizer, context=policy.context, slide=slide, device=loaded.device)
+        return Batch(
+            self.reader or loaded.model, loaded.tokenizer, context=policy.context, slide=slide, device=loaded.device
+        )
 
     @property
     def name(self) -> str:
@@ -169,6 +178,7 @@ class Session:
                 "prompt_tokens": len(request.ids),
                 "completion_tokens": written,
                 "total_tokens": len(request.ids) + written,
+                **(self.reader.details() if self.reader else {}),
             },
             "timings": {
                 "load_ms": round(1e3 * watch.load, 3),

@@ -32,6 +32,7 @@ from llmcli.commands.options import (
     sampling_options,
     verbosity_options,
 )
+from llmcli.commands.shortcuts import Shortcuts, shortcut_options
 from llmcli.errors import InputError
 
 PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endless pipe ends in an error
@@ -87,6 +88,7 @@ PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endl
     help="A prompt that does not fit is an error, loses its beginning, or is cut to the last half of the context. "
     "A full context ends the text; with slide, the text goes on from its last half.",
 )
+@shortcut_options
 @option(
     "--receipt",
     metavar="FILE",
@@ -112,6 +114,7 @@ def command(
     escape: bool,
     encoding_errors: str,
     choice: ModelChoice,
+    shortcuts: Shortcuts,
     format: str,
     output: str | None,
     receipt: str | None,
@@ -123,6 +126,7 @@ def command(
     Greedy by default. With --temperature above 0, a text depends on its prompt, its seed and its number among the
     samples, and on nothing else. Tokens are chosen after penalties, temperature, top-k, top-p and min-p, in this order.
     """
+    shortcuts.check(beams, batch_size)
     stops = [terminal.decode(os.fsencode(text), "--stop", encoding_errors) for text in settings["stop"]]
     settings["stop"] = tuple(map(terminal.unescape, stops) if escape else stops)
     if jsonl is None:
@@ -132,6 +136,7 @@ def command(
             raise InputError("--logprobs: expected --format json or jsonl, which have a place for them")
         text = terminal.read_prompt(argument, prompt, file, errors=encoding_errors, escape=escape, limit=PROMPT_LIMIT)
         session = open_session(choice, beams, length_penalty, ctx_size, ctx_overflow)
+        shortcuts.take(session, choice)
         request = session.request(text, settings)
         with terminal.open_output(output) as out:
             with suppress(click.exceptions.Exit), terminal.interruptible() as interrupt:
@@ -154,6 +159,7 @@ def command(
         raise InputError("--resume: expected --format jsonl and -o FILE")
     lines = terminal.read_lines(jsonl)
     session = open_session(choice, beams, length_penalty, ctx_size, ctx_overflow)
+    shortcuts.take(session, choice)
     if resume:
         result = resume_many(session, lines, batch_size, settings, encoding_errors, str(output))
     else:

@@ -178,6 +178,12 @@ class LSTM(CausalModel):
         state.advance(ids.shape[1])
         return self._head(last, last)
 
+    def extend(self, ids: Tensor, state: State) -> Tensor:  # type: ignore[override]
+        """Continue every row: ids (B,T) and the state of `start` → logits (B,T,V) after each of them."""
+        steps = self._read(ids, state, None)
+        state.advance(ids.shape[1])
+        return self._head(steps, steps)
+
     def flops(self, n: int, past: int) -> int:
         """Floating-point operations of reading n tokens of one row; logits of the last only; `past` costs nothing."""
         return 2 * n * self._matrices() + 2 * self.tokens.numel()

@@ -112,6 +112,13 @@ class CausalModel(PackedModel):
             logits = self._extend(ids[:, begin : begin + n], state, rows)
         return logits
 
+    def extend(self, ids: Tensor, state: KVCache) -> Tensor:
+        """Continue every row at once: ids (B,T), at most CHUNK of them, and the state of `start` → logits (B,T,V).
+
+        The bits are those of T steps of one token.
+        """
+        return self._extend(ids, state, range(ids.numel())).view(*ids.shape, -1)
+
     def logprobs(self, ids: Tensor, first: int = 1) -> Tensor:
         """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32.
 

@@ -95,14 +95,22 @@ class KVCache:
     def append(self, other: KVCache) -> None:
         """Put another cache's rows behind these, where rows have left if there is room; the larger capacity holds."""
         kept, filled = len(self._lengths), -(-other.max_length // BLOCK)
-        batch = kept + len(other._lengths)
-        layers, rows, heads, blocks, size = self._storage.shape
-        if batch > rows or other._storage.shape[3] > blocks:
-            shape = (layers, max(batch, rows), heads, max(blocks, other._storage.shape[3]), size)
-            storage, used = self._storage.new_zeros(shape), -(-self.max_length // BLOCK)
-            storage[:, :kept, :, :used] = self._data[:, :, :, :used]
-            self._storage = storage
-        self._data = self._storage[:, :batch]
+        self._make_room(kept + len(other._lengths), other._storage.shape[3])
         self._data[:, kept:, :, :filled] = other._data[:, :, :, :filled]
         self.capacity = max(self.capacity, other.capacity)
         self.set_lengths(self._lengths + other._lengths)
+
+    def grow(self, capacity: int) -> None:
+        """Hold at least this many positions."""
+        self._make_room(len(self._lengths), -(-capacity // BLOCK))
+        self.capacity = max(self.capacity, capacity)
+
+    def _make_room(self, batch: int, blocks: int) -> None:
+        """Let `_data` have `batch` rows of at least so many blocks, the rows that are there first."""
+        kept, used = len(self._lengths), -(-self.max_length // BLOCK)
+        layers, rows, heads, there, size = self._storage.shape
+        if batch > rows or blocks > there:
+            storage = self._storage.new_zeros((layers, max(batch, rows), heads, max(blocks, there), size))
+            storage[:, :kept, :, :used] = self._data[:, :, :, :used]
+            self._storage = storage
+        self._data = self._storage[:, :batch]

@@ -67,13 +67,15 @@ def test_prefill_is_steps_and_a_batch_is_its_rows(tmp_path: Path, case: Case, dt
     loose = partial(torch.allclose, atol=0.5 if dtype == "bfloat16" else 1e-3)
     same = torch.equal if registry.kernels is not None else loose
     together, state = model.start(ids, lengths, capacity=48)
-    after = model.step(ids[:, :2], state)
+    after, ahead = model.step(ids[:, :2], state), model.extend(ids[:, 2:5], state)
     for row, length in enumerate(lengths.tolist()):
         alone, one = model.start(ids[row : row + 1, :1], capacity=48)
         for t in range(1, length):
             alone = model.step(ids[row : row + 1, t : t + 1], one)
         assert same(alone[0], together[row])
         assert same(model.step(ids[row : row + 1, :2], one)[0], after[row])
+        for t in range(2, 5):
+            assert same(model.step(ids[row : row + 1, t : t + 1], one)[0], ahead[row, t - 2])
 
 
 @by_case

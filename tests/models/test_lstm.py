@@ -72,14 +72,18 @@ def test_prefill_is_steps_and_a_batch_is_its_rows(tmp_path: Path, cell: str, dty
     assert state.lengths.tolist() == [20, 7, 1]
     logits = model(ids)
     state.select(torch.tensor([2, 0, 1, 0]))
-    after = model.step(ids[[2, 0, 1, 0], :2], state)
+    again = ids[[2, 0, 1, 0]]
+    after, ahead = model.step(again[:, :2], state), model.extend(again[:, 2:5], state)
     for row, length in enumerate(lengths.tolist()):
         alone, one = model.start(ids[row : row + 1, :1], capacity=64)
         for t in range(1, length):
             alone = model.step(ids[row : row + 1, t : t + 1], one)
         assert same(alone[0], together[row])
         assert same(alone[0], logits[row, length - 1])
-        assert same(model.step(ids[row : row + 1, :2], one)[0], after[[1, 2, 0][row]])
+        place = [1, 2, 0][row]
+        assert same(model.step(ids[row : row + 1, :2], one)[0], after[place])
+        for t in range(2, 5):
+            assert same(model.step(ids[row : row + 1, t : t + 1], one)[0], ahead[place, t - 2])
     torch.testing.assert_close(
         model.logprobs(ids), logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     )
