@@ -107,13 +107,14 @@ class Speculating:
         return first
 
     def details(self) -> dict[str, Any]:
-        """OpenAI's counts of guesses since the last call, for `usage`."""
+        """OpenAI's counts of guesses since the last call, for `usage`, and those of the model behind."""
         counts = {
             "accepted_prediction_tokens": self._accepted,
             "rejected_prediction_tokens": self._proposed - self._accepted,
         }
         self._proposed = self._accepted = 0
-        return {"completion_tokens_details": counts}
+        behind = self._model.details() if isinstance(self._model, Remembering) else {}
+        return {**behind, "completion_tokens_details": counts}
 
 
 class Lookup:

@@ -32,6 +32,7 @@ FLOORS = {
     "verification": 7,
     "compression": 7,
     "speculation": 8,
+    "prompt_cache": 8,
     "prefix": 7,
     "generation": 6,
     "scoring": 6,

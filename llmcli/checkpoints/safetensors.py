@@ -79,9 +79,10 @@ def files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 class Weights(Mapping[str, "Tensor"]):
-    """Lazy tensors of one or more safetensors files."""
+    """Lazy tensors of one or more safetensors files; `metadata` is what their headers note beside them."""
 
     def __init__(self, files: list[Path]):
+        self.metadata: dict[str, str] = {}
         self._files = {os.fspath(file.resolve()) for file in files}
         self._where: dict[str, Any] = {}
         for file in files:
@@ -91,6 +92,7 @@ class Weights(Mapping[str, "Tensor"]):
                 raise ModelError(
                     f"{file}: not a readable safetensors file, truncated or damaged ({error}): fetch or save it again"
                 ) from error
+            self.metadata |= handle.metadata() or {}
             for name in handle.keys():  # noqa: SIM118 (not a mapping)
                 if name in self._where:
                     raise ModelError(f"{file}: the tensor {name} is also in another file of this checkpoint")

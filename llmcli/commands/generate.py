@@ -126,7 +126,7 @@ def command(
     Greedy by default. With --temperature above 0, a text depends on its prompt, its seed and its number among the
     samples, and on nothing else. Tokens are chosen after penalties, temperature, top-k, top-p and min-p, in this order.
     """
-    shortcuts.check(beams, batch_size)
+    shortcuts.check(beams, batch_size, jsonl is not None)
     stops = [terminal.decode(os.fsencode(text), "--stop", encoding_errors) for text in settings["stop"]]
     settings["stop"] = tuple(map(terminal.unescape, stops) if escape else stops)
     if jsonl is None:

@@ -1,9 +1,10 @@
-"""The flags that give the same text sooner: --lookup and --draft-model."""
+"""The flags that give the same text sooner: --lookup, --draft-model and --prompt-cache."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,7 @@ from llmcli.errors import InputError
 if TYPE_CHECKING:
     from llmcli.completions import Session
     from llmcli.loading import Loaded
+    from llmcli.prefix import Extends
 
 DRAFTED = 8  # tokens that a draft model guesses at most, where --lookup does not say
 
@@ -25,9 +27,12 @@ class Shortcuts:
 
     lookup: int | None
     draft_model: str | None
+    prompt_cache: str | None
 
-    def check(self, beams: int, batch_size: int) -> None:
+    def check(self, beams: int, batch_size: int, jsonl: bool) -> None:
         """Raise InputError where the flags do not fit to others."""
+        if self.prompt_cache is not None and (jsonl or beams > 1):
+            raise InputError(f"--prompt-cache: expected one prompt, got {'--jsonl' if jsonl else '--beams'}")
         if self.lookup is not None and self.draft_model is not None:
             raise InputError("expected --lookup or --draft-model, which both guess the next tokens; got both")
         flag = "--lookup" if self.lookup is not None else "--draft-model" if self.draft_model is not None else None
@@ -38,20 +43,26 @@ class Shortcuts:
     def take(self, session: Session, choice: ModelChoice) -> None:
         """Put what was asked for before the session's model. Raises InputError for a model that cannot forget."""
         loaded = session.loaded
+        model: Extends = loaded.model
+        if self.prompt_cache is not None:
+            from llmcli.prompt_cache import PromptCache
+
+            require_cache(loaded, "--prompt-cache")
+            model = session.reader = PromptCache(loaded, Path(self.prompt_cache))
         if self.lookup is None and self.draft_model is None:
             return
         from llmcli.speculation import Draft, Lookup, Speculating
 
         require_cache(loaded, "--draft-model" if self.lookup is None else "--lookup")
         if self.lookup is not None:
-            session.reader = Speculating(loaded.model, Lookup, self.lookup)
+            session.reader = Speculating(model, Lookup, self.lookup)
             return
         draft = replace(choice, model=self.draft_model, quantize=None, cache_dtype="auto").load()
         require_cache(draft, "--draft-model")
         require_vocabulary(loaded, draft)
         context = min(draft.model.config.n_positions, session.policy.context)
         begin = partial(Draft, draft.model, draft.tokenizer.vocab_size, context, draft.device)
-        session.reader = Speculating(loaded.model, begin, DRAFTED)
+        session.reader = Speculating(model, begin, DRAFTED)
 
 
 def require_cache(loaded: Loaded, flag: str) -> None:
@@ -74,7 +85,7 @@ def require_vocabulary(loaded: Loaded, draft: Loaded) -> None:
 
 
 def shortcut_options(function: Function) -> Function:
-    """Add --lookup and --draft-model; the command gets them as `shortcuts: Shortcuts`."""
+    """Add --lookup, --draft-model and --prompt-cache; the command gets them as `shortcuts: Shortcuts`."""
     return gather(
         function,
         Shortcuts,
@@ -92,6 +103,13 @@ def shortcut_options(function: Function) -> Function:
                 type=click.Path(),
                 metavar="MODEL",
                 help="A smaller model with the same vocabulary that guesses the next tokens; the same bytes.",
+            ),
+            option(
+                "--prompt-cache",
+                type=click.Path(),
+                metavar="FILE",
+                help="Keep the prompt's keys and values in FILE; a prompt that begins like it is read from where they "
+                "part. The same bytes.",
             ),
         ),
     )

@@ -119,6 +119,14 @@ class CausalModel(PackedModel):
         """
         return self._extend(ids, state, range(ids.numel())).view(*ids.shape, -1)
 
+    def restore(self, data: Tensor, length: int) -> KVCache:
+        """The state of one row that has read `length` tokens, from what `KVCache.dump` gave; else ValueError."""
+        if not 0 < length <= self.config.n_positions:
+            raise ValueError(f"expected 1 to {self.config.n_positions} tokens, got {length}")
+        cache = self._cache(1, length)
+        cache.restore(data, [length])
+        return cache
+
     def logprobs(self, ids: Tensor, first: int = 1) -> Tensor:
         """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32.
 

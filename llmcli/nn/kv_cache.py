@@ -105,6 +105,18 @@ class KVCache:
         self._make_room(len(self._lengths), -(-capacity // BLOCK))
         self.capacity = max(self.capacity, capacity)
 
+    def dump(self) -> Tensor:
+        """The blocks that hold something: uint8 (layers,B,G,blocks,bytes)."""
+        return self._data[:, :, :, : -(-self.max_length // BLOCK)]
+
+    def restore(self, data: Tensor, lengths: list[int]) -> None:
+        """Take over what `dump` gave of a cache of the same sizes. Raises ValueError for another shape."""
+        filled = self._data[:, :, :, : -(-max(lengths) // BLOCK)]
+        if data.dtype != filled.dtype or data.shape != filled.shape:
+            raise ValueError(f"expected {tuple(filled.shape)} bytes, got {tuple(data.shape)} of {data.dtype}")
+        filled.copy_(data)
+        self.set_lengths(lengths)
+
     def _make_room(self, batch: int, blocks: int) -> None:
         """Let `_data` have `batch` rows of at least so many blocks, the rows that are there first."""
         kept, used = len(self._lengths), -(-self.max_length // BLOCK)

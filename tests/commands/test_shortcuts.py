@@ -1,4 +1,4 @@
-"""--lookup and --draft-model: the same bytes, counted guesses, clear refusals."""
+"""--lookup, --draft-model, --prompt-cache: the same bytes, counted guesses, clear refusals."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmcli.checkpoints import safetensors
+from llmcli.errors import ModelError
+from llmcli.loading import load
 from llmcli.models.lstm import LSTM, LSTMConfig
+from llmcli.prompt_cache import digest, facts, read
 from tests.conftest import Result
 from tests.marks import kernels_only
 from tests.tiny import TINY, write_checkpoint, write_tokenizer
@@ -44,14 +48,14 @@ def test_the_bytes_are_those_of_plain_decoding(invoke: Shell, tiny_gpt2: Path, t
 
 
 @kernels_only
-def test_a_pipe_of_records_and_its_counts(shell: Shell, tiny_gpt2: Path) -> None:
-    line = f"llmcli generate -m {tiny_gpt2} --jsonl - -n 50"
-    result = shell(
-        """printf '{"prompt":"The sea"}\\n{"prompt":"ship ship ship"}\\n{"prompt":"a","num_samples":2}\\n' > in.jsonl
-        """ + f"{line} <in.jsonl >plain; {line} --draft-model {tiny_gpt2} <in.jsonl >ahead; cat plain ahead"
-    )  # fmt: skip
-    documents = [json.loads(row) for row in result.out.splitlines()]
-    plain, ahead = documents[:3], documents[3:]
+def test_a_pipe_of_records_and_its_counts(shell: Shell, invoke: Shell, tiny_gpt2: Path) -> None:
+    rows = [{"prompt": "The sea"}, {"prompt": "ship ship ship"}, {"prompt": "a", "num_samples": 2}]
+    records = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    line = f"generate -m {tiny_gpt2} --jsonl - -n 50"
+    result = shell(f"cat | llmcli {line} --draft-model {tiny_gpt2} | cat", stdin=records)
+    plain, ahead = (
+        [json.loads(row) for row in text.splitlines()] for text in (invoke(line, stdin=records).out, result.out)
+    )
     for a, b in zip(plain[:2], ahead[:2], strict=True):
         assert a["choices"] == b["choices"]
         counts = b["usage"].pop(DETAILS)
@@ -71,6 +75,7 @@ def test_a_pipe_of_records_and_its_counts(shell: Shell, tiny_gpt2: Path) -> None
         ("--draft-model {other}", "expected the vocabulary"),
         ("--lookup 3 --num-samples 2", "num_samples: expected 1"),
         ("--lookup 0", "--lookup"),
+        ("--prompt-cache p --beams 2", "got --beams"),
     ],
 )
 def test_what_does_not_fit_is_refused(invoke: Shell, tiny_gpt2: Path, other: Path, flags: str, said: str) -> None:
@@ -94,3 +99,84 @@ def test_a_model_that_cannot_forget_is_refused(invoke: Shell, tmp_path: Path) ->
     result = invoke(f"generate -m {tmp_path} x --lookup 3")
     assert (result.code, result.out) == (2, "")
     assert "(LSTM)" in result.err
+
+
+@kernels_only
+def test_a_prompt_is_read_from_where_it_parts_from_the_file(shell: Shell, invoke: Shell, tiny_gpt2: Path) -> None:
+    line = f"generate -m {tiny_gpt2} -n 20 --json"
+    result = shell(f"llmcli {line} 'The sea was calm' --prompt-cache p; ls -A >&2; cp p p.1")
+    first = json.loads(result.out)
+    assert result.err == "p\n"
+    second = json.loads(invoke(f"{line} 'The sea was' --prompt-cache p").out)
+    assert shell("cmp p p.1").code == 0
+    ship = f"{line} 'The sea and the ship' --temperature 1"
+    third = json.loads(invoke(f"{ship} --lookup 3 --prompt-cache p").out)
+    assert shell("cmp -s p p.1").code == 1
+    second_plain, third_plain = json.loads(invoke(f"{line} 'The sea was'").out), json.loads(invoke(ship).out)
+    assert (second["choices"], third["choices"]) == (second_plain["choices"], third_plain["choices"])
+    read = [document["usage"]["prompt_tokens_details"]["cached_tokens"] for document in (first, second, third)]
+    assert read[0] == 0
+    assert read[1] == second["usage"]["prompt_tokens"] - 1
+    assert 0 < read[2] < third["usage"]["prompt_tokens"] - 1
+    assert DETAILS in third["usage"]
+
+
+@kernels_only
+@pytest.mark.parametrize(
+    "how", ["", "--num-samples 3 --temperature 1", "--ctx-overflow slide --num-samples 2", "--cache-dtype int8"]
+)
+def test_a_prompt_cache_changes_no_byte(invoke: Shell, tiny_gpt2: Path, how: str) -> None:
+    line = f"generate -m {tiny_gpt2} 'The sea was calm, and the' -n 70 {how}"
+    plain = invoke(line)
+    for _ in range(2):
+        cached = invoke(line + " --prompt-cache cache")
+        assert (cached.code, cached.out) == (0, plain.out)
+
+
+def test_a_file_of_something_else_is_refused_and_kept(
+    invoke: Shell, tiny_gpt2: Path, other: Path, tmp_path: Path
+) -> None:
+    line = f"generate -m {tiny_gpt2} 'The sea was calm' -n 4 --prompt-cache cache"
+    assert invoke(line).code == 0
+    cache = tmp_path / "cache"
+    whole = cache.read_bytes()
+    for name, flags in (
+        ("model_sha256", f"-m {other}"),
+        ("dtype", "--dtype bfloat16"),
+        ("quantized", "--quantize int8"),
+        ("cache_dtype", "--cache-dtype int8"),
+    ):
+        result = invoke(f"{line} {flags}")
+        assert (result.code, result.out) == (5, "")
+        assert f"prompt cache of {name} " in result.err
+        assert cache.read_bytes() == whole
+    header = int.from_bytes(whole[:8], "little")
+    flipped = bytearray(whole)
+    flipped[8 + header + 100] ^= 1
+    for damaged in (bytes(flipped), whole[:-1], whole[: 8 + header // 2], b"The sea", b""):
+        cache.write_bytes(damaged)
+        result = invoke(line)
+        assert (result.code, result.out) == (5, "")
+        assert result.err.count("\n") == 1
+        assert cache.read_bytes() == damaged
+
+
+def test_a_cache_of_another_size_is_refused(tiny_gpt2: Path, tmp_path: Path) -> None:
+    loaded = load(tiny_gpt2)
+    expected = facts(loaded)
+    for ids, cache in (
+        (torch.tensor([1, 2]), torch.zeros(2, 1, 4, 1, 7, dtype=torch.uint8)),
+        (torch.arange(10**4), torch.zeros(2, 1, 4, 1, 8, dtype=torch.uint8)),
+        (torch.tensor([], dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)),
+        (torch.tensor([1.0]), torch.zeros(1, dtype=torch.uint8)),
+    ):
+        tensors = {"ids": ids, "cache": cache}
+        safetensors.save(tmp_path / "cache", tensors, {**expected, "sha256": digest(tensors)})
+        with pytest.raises(ModelError, match="damaged"):
+            read(tmp_path / "cache", expected, loaded.model)
+
+
+def test_a_place_that_cannot_be_written_is_an_error_before_any_text(invoke: Shell, tiny_gpt2: Path) -> None:
+    result = invoke(f"generate -m {tiny_gpt2} x -n 4 --prompt-cache missing/cache")
+    assert (result.code, result.out) == (6, "")
+    assert "cannot write missing/cache" in result.err
