@@ -206,6 +206,8 @@ class File:
         self._count("bytes of a name")
         self._at -= 8
         name = self._text()
+        if not name.isprintable():  # it may be shown on a terminal
+            raise self._damaged(f"the name {name!r}")
         if name in taken:
             raise self._damaged(f"{name} is there twice")
         return name

@@ -64,7 +64,7 @@ def tokenizer(file: gguf.File) -> Tokenizer:
     except ModelError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{file.path}: no readable tokenizer inside ({error})") from None
+        raise ModelError(f"{file.path}: no readable tokenizer inside ({str(error).splitlines()[0]})") from None
     for special in (True, False):
         wanted = (CONTROL, UNKNOWN) if special else (USER_DEFINED,)
         added = [

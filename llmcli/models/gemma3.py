@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from llmcli.nn.config import refuse
 from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.norm import RMSNorm
+from llmcli.nn.rotations import Rotations
 from llmcli.ops import add_rms_norm, attention, gelu, rms_norm, rotary
 
 DEFAULTS = {
@@ -162,8 +164,7 @@ class Gemma3(llama.Llama):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         local = replace(config, rope_theta=config.rope_local_base_freq, rope_scaling=())
-        with torch.device("cpu"):  # the model itself may be built without memory
-            self._rates = frequencies(config), frequencies(local)
+        self._near = Rotations(partial(frequencies, local))
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> Gemma3:
@@ -181,10 +182,8 @@ class Gemma3(llama.Llama):
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x, update = self._embed(ids, cache)
-        positions = self._positions(ids, cache)
-        angles = [positions[..., None] * rate.to(ids.device) for rate in self._rates]
-        full, local = ((angle.cos().float(), angle.sin().float()) for angle in angles)
-        bias = self._window(positions, x, 0 if cache is None else cache.max_length)
+        full, local = self._rotations.at(ids, cache), self._near.at(ids, cache)
+        bias = self._window(ids, x, cache)
         for block in self.layers:
             turns = local if block.sliding else full
             x, update = block(x, update, *turns, cache, bias if block.sliding else None)
@@ -195,20 +194,17 @@ class Gemma3(llama.Llama):
     def _describe(self, head: Tensor) -> DecoderStack | None:
         return None
 
-    @staticmethod
-    def _positions(ids: Tensor, cache: KVCache | None) -> Tensor:
-        """The positions of ids (B,T), (1 or B,T)."""
-        found = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
-        return torch.arange(found.start, found.stop, device=ids.device)[None] if isinstance(found, slice) else found
-
-    def _window(self, positions: Tensor, like: Tensor, past: int) -> Tensor:
+    def _window(self, ids: Tensor, like: Tensor, cache: KVCache | None) -> Tensor:
         """What hides the keys that have left the window, (1 or B,1,T,S) of the type of `like`.
 
         A finite number, since a tile of keys may be hidden as a whole before others are seen; and zeros while there are
         none, since scores with a bias are rounded otherwise than scores without.
         """
-        keys = torch.arange(past + positions.shape[1], device=positions.device)
-        hidden = keys <= positions[..., None] - self.config.sliding_window
+        past, T = 0 if cache is None else cache.max_length, ids.shape[1]
+        keys = torch.arange(past + T, device=ids.device)
+        positions = slice(0, T) if cache is None else cache.positions(T)
+        queries = keys[positions][None] if isinstance(positions, slice) else positions  # (1 or B,T)
+        hidden = keys <= queries[..., None] - self.config.sliding_window
         return like.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(like.dtype).min / 2)[:, None]
 
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:

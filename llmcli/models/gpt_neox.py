@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from llmcli.nn.config import choose, read, refuse
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.packed import Embedding
+from llmcli.nn.rotations import Rotations
 from llmcli.ops import add_layer_norm, attention, gelu, layer_norm, rotary
 
 REFUSED = {"rope_scaling": None, "quantization_config": None, "is_decoder": False}
@@ -80,6 +82,13 @@ class GPTNeoXConfig:
     def describe(self) -> dict[str, Any]:
         """The keys of a `config.json`."""
         return {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], **asdict(self)}
+
+
+def frequencies(config: GPTNeoXConfig) -> Tensor:
+    """Radians per position of each pair of the rotated elements, (R/2,) float64."""
+    pairs = torch.arange(0, config.n_rotated, 2, dtype=torch.float64)
+    rates: Tensor = config.rotary_emb_base ** (-pairs / config.n_rotated)
+    return rates
 
 
 class Attention(nn.Module):
@@ -152,7 +161,7 @@ class GPTNeoX(CausalModel):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._angles: tuple[Tensor, Tensor] | None = None
+        self._rotations = Rotations(partial(frequencies, config))
 
     @property
     def tokens(self) -> Tensor:
@@ -181,8 +190,7 @@ class GPTNeoX(CausalModel):
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x, update = self._embed(ids, cache)
-        positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
-        cos, sin = (table[positions].view(-1, ids.shape[1], table.shape[1]) for table in self._rotations(ids.device))
+        cos, sin = self._rotations.at(ids, cache)
         for block in self.layers:
             x, update = block(x, update, cos, sin, cache)
         if cache is not None:
@@ -192,14 +200,3 @@ class GPTNeoX(CausalModel):
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:
         norm = self.final_layer_norm
         return add_layer_norm(update, x, norm.weight, norm.bias, eps=norm.eps)[0]
-
-    def _rotations(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every position's angles, each (n_positions, R/2) float32."""
-        if self._angles is None or self._angles[0].device != device:
-            with torch.inference_mode(False):  # training may use what an evaluation made
-                config = self.config
-                pairs = torch.arange(0, config.n_rotated, 2, dtype=torch.float64)
-                rate = config.rotary_emb_base ** (-pairs / config.n_rotated)
-                angle = torch.arange(config.n_positions, dtype=torch.float64)[:, None] * rate
-                self._angles = angle.cos().float().to(device), angle.sin().float().to(device)
-        return self._angles

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.norm import RMSNorm
 from llmcli.nn.packed import Embedding
+from llmcli.nn.rotations import Rotations
 from llmcli.ops import add_rms_norm, attention, rms_norm, rotary, silu_gate
 
 # What a family does differently: its values for keys that config.json leaves out, and those it has no key for.
@@ -227,7 +229,7 @@ class Llama(CausalModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._angles: tuple[Tensor, Tensor] | None = None
+        self._rotations = Rotations(partial(frequencies, config))
 
     @property
     def tokens(self) -> Tensor:
@@ -263,9 +265,7 @@ class Llama(CausalModel):
         return x, update
 
     def _turns(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
-        positions = slice(0, ids.shape[1]) if cache is None else cache.positions(ids.shape[1])
-        cos, sin = (table[positions].view(-1, ids.shape[1], table.shape[1]) for table in self._rotations(ids.device))
-        return cos, sin
+        return self._rotations.at(ids, cache)
 
     def _describe(self, head: Tensor) -> DecoderStack | None:
         config, blocks = self.config, []
@@ -286,12 +286,3 @@ class Llama(CausalModel):
 
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:
         return add_rms_norm(update, x, self.norm.weight, eps=self.norm.eps)[0]
-
-    def _rotations(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every position's angles, each (n_positions, D/2) float32."""
-        if self._angles is None or self._angles[0].device != device:
-            with torch.inference_mode(False):  # training may use what an evaluation made
-                positions = torch.arange(self.config.n_positions, dtype=torch.float64)
-                angle = positions[:, None] * frequencies(self.config)
-                self._angles = angle.cos().float().to(device), angle.sin().float().to(device)
-        return self._angles

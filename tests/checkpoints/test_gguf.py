@@ -126,6 +126,7 @@ LIES = {
     "more keys than bytes": (file_of(keys=60000), "there twice"),
     "a long key": (file_of(string(b"k", HUGE), keys=1), "bytes of a name"),
     "a key beyond the end": (file_of(string(b"k", 1000), keys=1), "1000 bytes wanted"),
+    "a key that a terminal would obey": (file_of(string(b"a\x1b[2J"), keys=1), r"the name 'a\\x1b\[2J'"),
     "a key that is no text": (file_of(string(b"\xff\xfe"), keys=1), "text that is not UTF-8"),
     "a type that is none": (file_of(string(b"k"), struct.pack("<I", 99), keys=1), "unknown type 99"),
     "a long text": (file_of(string(b"k"), struct.pack("<I", 8), string(b"", HUGE), keys=1), "bytes, expected at most"),

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
+from hypothesis import event, given
+from hypothesis import strategies as st
 
 from llmcli import description, loading
 from llmcli.checkpoints import gguf
@@ -266,3 +268,29 @@ def test_ways_of_cutting_words(made: Path, tmp_path: Path, pre: str) -> None:
     for text in ("It's 12345 o'clock, isn't it?\n\n  Yes… naïve", "The sea"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert isinstance(tokenizer, Tokenizer)
+
+
+@given(st.data())
+def test_damage_to_a_model_is_refused_or_harmless(
+    made: Path, tmp_path_factory: pytest.TempPathFactory, data: Any
+) -> None:
+    """Of a whole model, damaged anywhere in front of its weights: it loads and runs, or there is one line."""
+    damaged = bytearray((made / "model.gguf").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, 9000))
+        fresh = data.draw(st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 8, b"\0" * 4])))
+        damaged[place : place + (len(fresh) if data.draw(st.booleans()) else 0)] = fresh
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    path.write_bytes(damaged)
+    try:
+        loaded = loading.load(path, pack=False)
+        with torch.inference_mode():
+            loaded.model(prompt(1, 3))
+        loaded.tokenizer.encode("The sea")
+        description.tokenizer_settings(path)
+    except ModelError as error:
+        event("refused")
+        message = str(error)
+    else:
+        message = ""
+    assert "\n" not in message
