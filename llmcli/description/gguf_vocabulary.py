@@ -14,6 +14,7 @@ from llmcli.tokenizer import Tokenizer
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # token types
+LONGEST = 256  # characters of a token that is made of others; a longer one would cost its square
 BLOCK = "\u2581"  # SentencePiece's space
 
 # The patterns by which texts are cut into words before BPE (llama.cpp's src/llama-vocab.cpp), under its names for them.
@@ -141,7 +142,7 @@ def _merges(vocabulary: dict[str, int], types: list[int], scores: list[float]) -
     """Every way to make a token of two others, the best token first: what SentencePiece's scores say as merges."""
     found = []
     for (token, number), type, score in zip(vocabulary.items(), types, scores, strict=True):
-        if type in (NORMAL, USER_DEFINED) and score == score:
+        if type in (NORMAL, USER_DEFINED) and score == score and len(token) <= LONGEST:
             for cut in range(1, len(token)):
                 left, right = token[:cut], token[cut:]
                 if left in vocabulary and right in vocabulary:

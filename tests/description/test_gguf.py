@@ -261,6 +261,18 @@ def test_special_tokens_of_sentencepiece(tmp_path: Path) -> None:
     assert tokenizer.encode_prompt("cab") == [tokens.index("\u2581cab")]
 
 
+def test_a_token_of_a_megabyte(tmp_path: Path) -> None:
+    """All pairs of its halves would be a terabyte of text."""
+    file = GGUFWriter(tmp_path / "x.gguf", "llama")
+    file.add_tokenizer_model("llama")
+    file.add_token_list(["<unk>", "a", "aa", "a" * (1 << 20)])
+    file.add_token_types([2, 1, 1, 1])
+    file.add_token_scores([0.0, -1.0, -2.0, -3.0])
+    file.add_add_bos_token(False)
+    gguf_files.finish(file)
+    assert 2 in description.tokenizer(tmp_path / "x.gguf").encode("aa")
+
+
 @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2", "smollm", "bloom", "default"])
 def test_ways_of_cutting_words(made: Path, tmp_path: Path, pre: str) -> None:
     changed(made / "model.gguf", tmp_path / "x.gguf", {"tokenizer.ggml.pre": pre})
