@@ -6,15 +6,17 @@
 // block after block. It depends on K alone: one row or a thousand, any thread count, the same bits. Cost: 2 M
 // N K operations; W is read once per 48 rows, so one row runs at memory speed and many at the speed of the
 // multipliers. Tile: 6 rows × 4 vectors with 32 registers, 6 × 2 with 16 (4 × 2 without FMA), all in
-// registers. More than 6 rows walk through K in pieces of 16 KiB of weights, which stay in L1 while each tile
-// continues its chains over them and the second tile fetches the next piece. One item is one panel for one
-// block of 48 rows.
+// registers. More than 6 rows are dealt evenly to tiles and walk through K in pieces of 16 KiB of weights (8
+// where x takes more of L1), which stay in L1 while each tile continues its chains over them and the second
+// tile fetches the next piece; a single tile fetches as far ahead. One item is one panel for one block of 48
+// rows.
 #pragma once
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
 constexpr int64_t kLinearPanel = 64, kLinearRows = 48, kLinearBlock = 512, kLinearTile = 6;
 constexpr int64_t kLinearPiece = 16384;  // bytes
+constexpr int64_t kLinearFewRows = 3 * kLinearTile;
 
 // acc += x[0] * w[0] (+ x[1] * w[1] for bfloat16, whose step takes a pair) for kVectors vectors of columns.
 template <typename T>
@@ -69,10 +71,10 @@ LLMCLI_INLINE void linear_fetch(const T* w, int64_t distance) {
 }
 
 // Continues the chains of one tile of rows × vectors over [begin, end) of K; `chains` (stride kLinearPanel)
-// holds them where they have begun.
+// holds them where they have begun. With kFetch it starts loading what lies `ahead` bytes further on.
 template <typename T, int kRows, int kVectors, bool kFetch>
 LLMCLI_INLINE void linear_tile(const LinearArgs& a, const T* x, const T* w, int64_t begin, int64_t end,
-                               bool begun, float* chains) {
+                               bool begun, int64_t ahead, float* chains) {
   using Step = LinearStep<T>;
   F acc[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
@@ -81,7 +83,7 @@ LLMCLI_INLINE void linear_tile(const LinearArgs& a, const T* x, const T* w, int6
   for (int r = 0; r < kRows; ++r) rows[r] = x + r * a.x_stride;
   const int64_t whole = begin + (end - begin) / Step::kDepth * Step::kDepth;
   for (int64_t k = begin; k < whole; k += Step::kDepth) {
-    if constexpr (kFetch) linear_fetch(w + k * kLinearPanel, kLinearPiece);
+    if constexpr (kFetch) linear_fetch(w + k * kLinearPanel, ahead);
     Step::template run<kRows, kVectors>(acc, rows, k, false, w + k * kLinearPanel);
   }
   if (whole < end) Step::template run<kRows, kVectors>(acc, rows, whole, true, w + whole * kLinearPanel);
@@ -91,33 +93,33 @@ LLMCLI_INLINE void linear_tile(const LinearArgs& a, const T* x, const T* w, int6
 
 template <typename T, int kRows, bool kFetch>
 LLMCLI_INLINE void linear_columns(const LinearArgs& a, const T* x, const T* w, int64_t begin, int64_t end,
-                                  bool begun, float* chains) {
+                                  bool begun, int64_t ahead, float* chains) {
 #if defined(__AVX512F__)
   constexpr int kVectors = 4;
 #else
   constexpr int kVectors = 2;
 #endif
   for (int64_t c = 0; c < kLinearPanel; c += kVectors * N)
-    linear_tile<T, kRows, kVectors, kFetch>(a, x, w + c * LinearStep<T>::kDepth, begin, end, begun,
+    linear_tile<T, kRows, kVectors, kFetch>(a, x, w + c * LinearStep<T>::kDepth, begin, end, begun, ahead,
                                             chains + c);
 }
 
 template <typename T, bool kFetch>
 LLMCLI_INLINE void linear_rows(const LinearArgs& a, int64_t rows, const T* x, const T* w, int64_t begin,
-                               int64_t end, bool begun, float* chains) {
+                               int64_t end, bool begun, int64_t ahead, float* chains) {
   switch (rows) {
     case 6:
-      return linear_columns<T, 6, kFetch>(a, x, w, begin, end, begun, chains);
+      return linear_columns<T, 6, kFetch>(a, x, w, begin, end, begun, ahead, chains);
     case 5:
-      return linear_columns<T, 5, kFetch>(a, x, w, begin, end, begun, chains);
+      return linear_columns<T, 5, kFetch>(a, x, w, begin, end, begun, ahead, chains);
     case 4:
-      return linear_columns<T, 4, kFetch>(a, x, w, begin, end, begun, chains);
+      return linear_columns<T, 4, kFetch>(a, x, w, begin, end, begun, ahead, chains);
     case 3:
-      return linear_columns<T, 3, kFetch>(a, x, w, begin, end, begun, chains);
+      return linear_columns<T, 3, kFetch>(a, x, w, begin, end, begun, ahead, chains);
     case 2:
-      return linear_columns<T, 2, kFetch>(a, x, w, begin, end, begun, chains);
+      return linear_columns<T, 2, kFetch>(a, x, w, begin, end, begun, ahead, chains);
     default:
-      return linear_columns<T, 1, kFetch>(a, x, w, begin, end, begun, chains);
+      return linear_columns<T, 1, kFetch>(a, x, w, begin, end, begun, ahead, chains);
   }
 }
 
@@ -130,19 +132,26 @@ void linear_item(const LinearArgs& a, int64_t panel, int64_t row_begin, int64_t 
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
   const T* x = static_cast<const T*>(a.x) + row_begin * a.x_stride;
   alignas(64) float sums[kLinearRows * kLinearPanel], chains[kLinearRows * kLinearPanel];
+  const int64_t bytes = rows > kLinearFewRows ? kLinearPiece / 2 : kLinearPiece;
   const int64_t piece =
-      rows > kLinearTile ? kLinearPiece / (kLinearPanel * static_cast<int64_t>(sizeof(T))) : kLinearBlock;
+      rows > kLinearTile ? bytes / (kLinearPanel * static_cast<int64_t>(sizeof(T))) : kLinearBlock;
+  const int64_t tiles = (rows + kLinearTile - 1) / kLinearTile,
+                tile = tiles > 1 ? (rows + tiles - 1) / tiles : rows;
+  // One row of float32 the hardware fetches better.
+  const int64_t fetching = tiles > 1 ? tile : rows > 1 || sizeof(T) < 4 ? 0 : -1;
   for (int64_t block = 0; block == 0 || block < a.inputs; block += kLinearBlock) {
     const int64_t block_end = block + kLinearBlock < a.inputs ? block + kLinearBlock : a.inputs;
     float* const to = block == 0 ? sums : chains;
     for (int64_t k = block; k == block || k < block_end; k += piece) {
       const int64_t end = k + piece < block_end ? k + piece : block_end;
-      for (int64_t row = 0; row < rows; row += kLinearTile) {
-        const int64_t n = rows - row < kLinearTile ? rows - row : kLinearTile;
-        if (row == kLinearTile) {
-          linear_rows<T, true>(a, n, x + row * a.x_stride, w, k, end, k > block, to + row * kLinearPanel);
+      for (int64_t row = 0; row < rows; row += tile) {
+        const int64_t n = rows - row < tile ? rows - row : tile;
+        if (row == fetching) {
+          linear_rows<T, true>(a, n, x + row * a.x_stride, w, k, end, k > block, bytes,
+                               to + row * kLinearPanel);
         } else {
-          linear_rows<T, false>(a, n, x + row * a.x_stride, w, k, end, k > block, to + row * kLinearPanel);
+          linear_rows<T, false>(a, n, x + row * a.x_stride, w, k, end, k > block, bytes,
+                                to + row * kLinearPanel);
         }
       }
     }

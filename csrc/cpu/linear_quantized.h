@@ -9,13 +9,16 @@
 // Packed: panels of 64 columns, one after the other; in a panel, group by group, 64 scales and then the
 // weights, [K / 4][64][4] bytes (int8) or [K / 8][64][4] (int4: a byte holds input 8 s + j below and 8 s + 4
 // + j above). Inputs past K and columns past N weigh nothing. Traffic: K N (1 + 2 / 128) or K N (1 / 2 + 2 /
-// 32) bytes once per 48 rows. Tile: 6 rows × 4 vectors of int32 with 32 registers, 4 × 2 with 16.
+// 32) bytes once per 48 rows. Tile: 6 rows × 4 vectors of int32 with 32 registers, 4 × 2 with 16. Rows that
+// fill one tile walk through K at memory speed; more are dealt evenly to tiles and take it group by group,
+// which stays in L1.
 #pragma once
 #include "row_bytes.h"
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
 constexpr int kQuantizedRows = N == 16 ? 6 : 4, kQuantizedVectors = N == 16 ? 4 : 2;
+constexpr int kQuantizedAhead = 4096;  // bytes between what a tile reads and what it starts loading
 
 template <typename T>
 void quantize_row(const QuantizedLinearArgs& a, int64_t row) {
@@ -53,12 +56,14 @@ LLMCLI_INLINE I broadcast_bytes(const int8_t* p) {
   return set_int(x);
 }
 
-// One group of one register tile: adds to `sums`, or sets them in the first group.
-template <int kBits, int kRows>
+// One group of one register tile: adds to `sums`, or sets them in the first group. Few rows that come from
+// memory start loading what they need later; more leave no registers for it.
+template <int kBits, int kRows, bool kMany>
 LLMCLI_INLINE void quantized_tile(const int8_t* q, int64_t q_stride, const float* scales,
                                   const int32_t* starts, int64_t groups, const bf16* column_scales,
                                   const uint8_t* w, int64_t loads, bool first, float* sums) {
   constexpr int kVectors = kQuantizedVectors;
+  constexpr bool kFetch = !kMany && kRows <= (kBits == 8 ? 5 : 2);
   I sum[kRows][kVectors];
   LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
       set_int(starts[r * groups]);
@@ -68,6 +73,7 @@ LLMCLI_INLINE void quantized_tile(const int8_t* q, int64_t q_stride, const float
     LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
       u[v] = load_int(w + 4 * v * N);
       if constexpr (kBits == 4) u[v] = low_nibbles(u[v]);
+      if constexpr (kFetch) __builtin_prefetch(w + 4 * v * N + kQuantizedAhead, 0, 3);
     }
     LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
       const I x = broadcast_bytes(q + r * q_stride + quantized_unit(kBits) * s);
@@ -90,24 +96,6 @@ LLMCLI_INLINE void quantized_tile(const int8_t* q, int64_t q_stride, const float
       float* to = sums + r * kQuantizedPanel + v * N;
       store(to, first ? y : add(load(to), y));
     }
-  }
-}
-
-// kRows rows of one panel, all of K.
-template <int kBits, int kRows>
-LLMCLI_INLINE void quantized_rows(const QuantizedLinearArgs& a, int64_t row, const uint8_t* w, float* sums) {
-  constexpr int64_t kGroup = quantized_group(kBits), kUnit = quantized_unit(kBits);
-  const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
-  const int8_t* q = a.q + row * padded;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t left = padded - g * kGroup, loads = (left < kGroup ? left : kGroup) / kUnit;
-    const bf16* column_scales = reinterpret_cast<const bf16*>(w);
-    w += 2 * kQuantizedPanel;
-    for (int64_t c = 0; c < kQuantizedPanel; c += kQuantizedVectors * N)
-      quantized_tile<kBits, kRows>(q + g * kGroup, padded, a.scales + row * groups + g,
-                                   a.starts + row * groups + g, groups, column_scales + c, w + 4 * c, loads,
-                                   g == 0, sums + c);
-    w += 4 * kQuantizedPanel * loads;
   }
 }
 
@@ -138,35 +126,70 @@ inline void quantized_store(const QuantizedLinearArgs& a, int64_t row, int64_t r
   }
 }
 
+// One group of a panel for up to kQuantizedRows rows.
+template <int kBits, bool kMany>
+LLMCLI_INLINE void quantized_rows(const QuantizedLinearArgs& a, int64_t row, int64_t rows, int64_t g,
+                                  const uint8_t* group, int64_t loads, float* sums) {
+  const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
+  const int8_t* const q = a.q + row * padded + g * quantized_group(kBits);
+  const float* const scales = a.scales + row * groups + g;
+  const int32_t* const starts = a.starts + row * groups + g;
+  const bf16* const column_scales = reinterpret_cast<const bf16*>(group);
+  const uint8_t* const w = group + 2 * kQuantizedPanel;
+  const auto run = [&](auto n) LLMCLI_INLINE_BODY {
+    for (int64_t c = 0; c < kQuantizedPanel; c += kQuantizedVectors * N)
+      quantized_tile<kBits, n, kMany>(q, padded, scales, starts, groups, column_scales + c, w + 4 * c, loads,
+                                      g == 0, sums + c);
+  };
+  switch (rows) {
+    case 6:
+      return run(std::integral_constant<int, kQuantizedRows>{});
+    case 5:
+      return run(std::integral_constant<int, kQuantizedRows - 1>{});
+    case 4:
+      return run(std::integral_constant<int, 4>{});
+    case 3:
+      return run(std::integral_constant<int, 3>{});
+    case 2:
+      return run(std::integral_constant<int, 2>{});
+    default:
+      return run(std::integral_constant<int, 1>{});
+  }
+}
+
+// A panel, group by group; with kMany rows need several tiles.
+template <int kBits, bool kMany>
+void quantized_panel(const QuantizedLinearArgs& a, int64_t panel, int64_t row, int64_t rows, float* sums) {
+  constexpr int64_t kGroup = quantized_group(kBits), kUnit = quantized_unit(kBits);
+  const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
+  const int64_t tiles = (rows + kQuantizedRows - 1) / kQuantizedRows, tile = (rows + tiles - 1) / tiles;
+  const uint8_t* group = a.w + panel * quantized_panel_bytes(a.inputs, kBits);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t left = padded - g * kGroup, loads = (left < kGroup ? left : kGroup) / kUnit;
+    const int64_t bytes = 2 * kQuantizedPanel + 4 * kQuantizedPanel * loads,
+                  share = (bytes / tiles + 63) / 64 * 64;
+    const uint8_t* next = group + bytes;
+    for (int64_t r = 0; r < rows; r += tile, next += share) {
+      // Each tile starts loading its share of the next group.
+      for (int64_t i = 0; kMany && i < share; i += 64) __builtin_prefetch(next + i, 0, 3);
+      quantized_rows<kBits, kMany>(a, row + r, rows - r < tile ? rows - r : tile, g, group, loads,
+                                   sums + r * kQuantizedPanel);
+    }
+    group += bytes;
+  }
+}
+
 template <int kBits>
 void quantized_item(const QuantizedLinearArgs& a, int64_t panel, int64_t row, int64_t row_end) {
-  const uint8_t* w = a.w + panel * quantized_panel_bytes(a.inputs, kBits);
-  alignas(64) float sums[kQuantizedRows * kQuantizedPanel] = {};
-  while (row < row_end) {
-    const int64_t left = row_end - row, rows = left < kQuantizedRows ? left : kQuantizedRows;
-    switch (rows) {
-      case 6:
-        quantized_rows<kBits, kQuantizedRows>(a, row, w, sums);
-        break;
-      case 5:
-        quantized_rows<kBits, kQuantizedRows - 1>(a, row, w, sums);
-        break;
-      case 4:
-        quantized_rows<kBits, 4>(a, row, w, sums);
-        break;
-      case 3:
-        quantized_rows<kBits, 3>(a, row, w, sums);
-        break;
-      case 2:
-        quantized_rows<kBits, 2>(a, row, w, sums);
-        break;
-      default:
-        quantized_rows<kBits, 1>(a, row, w, sums);
-        break;
-    }
-    quantized_store(a, row, rows, panel * kQuantizedPanel, sums);
-    row += rows;
+  alignas(64) float sums[kQuantizedBlock * kQuantizedPanel];
+  const int64_t rows = row_end - row;
+  if (a.inputs == 0) std::memset(sums, 0, sizeof(sums));
+  if (rows > kQuantizedRows) {
+    quantized_panel<kBits, true>(a, panel, row, rows, sums);
+  } else {
+    quantized_panel<kBits, false>(a, panel, row, rows, sums);
   }
+  quantized_store(a, row, rows, panel * kQuantizedPanel, sums);
 }
 
 // Calls f(panel, row, row_end) for items.
