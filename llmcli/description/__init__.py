@@ -29,7 +29,9 @@ def config(path: Path) -> dict[str, Any]:
     if gguf.recognised(path):
         return gguf_model.config(gguf.open(path))
     file = directory.of(path) / "config.json"
-    return read_object(file, "no such file; a model is config.json, *.safetensors and a tokenizer, or a GGUF file")
+    inside = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    wanted = "a model is config.json, *.safetensors and a tokenizer, or a GGUF file"
+    return read_object(file, f"no such file; {f'name the GGUF file itself: -m {inside[0]}' if inside else wanted}")
 
 
 def tokenizer(path: Path) -> Tokenizer:

@@ -127,6 +127,12 @@ def test_quantised_weights_run_in_bfloat16_unless_asked(tmp_path: Path) -> None:
     assert range_error(exact.model(ids), old) < range_error(automatic.model(ids).float(), old) < 0.05
 
 
+def test_a_directory_of_one(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes((made / "model.gguf").read_bytes())
+    with pytest.raises(ModelError, match=r"config.json: no such file; name the GGUF file itself: -m .*/m\.gguf$"):
+        loading.load(tmp_path)
+
+
 def test_chat_template_and_settings(made: Path) -> None:
     template = description.chat_template(made / "model.gguf", "<|endoftext|>")
     assert template.render([{"role": "user", "content": "hi"}]) == "<user>hi<|endoftext|>"
