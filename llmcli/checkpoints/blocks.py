@@ -72,7 +72,7 @@ def _q5_1(blocks: Tensor) -> Tensor:
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].view(torch.int8).float() * _half(blocks, 0)
+    return blocks[:, 2:].view(torch.int8) * _half(blocks, 0)
 
 
 def _scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
