@@ -22,6 +22,7 @@ from llmcli.errors import LlmcliError
 
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in the order of --help
     "generate": ("llmcli.commands.generate", "Continue a prompt, or a JSONL file of prompts."),
+    "chat": ("llmcli.commands.chat", "Talk with a model in the terminal."),
     "perplexity": ("llmcli.commands.perplexity", "Measure how well a model predicts text."),
     "compare-perplexity": ("llmcli.commands.compare_perplexity", "Judge whether a model became worse; exit 3 or 4."),
     "score": ("llmcli.commands.score", "Show how surprising each token is; lint, heat map, multiple choice."),

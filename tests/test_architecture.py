@@ -17,6 +17,7 @@ FLOORS = {
     "__main__": 13,
     "cli": 12,
     "commands": 11,
+    "conversation": 10,
     "receipts": 10,
     "records": 10,
     "harness": 10,

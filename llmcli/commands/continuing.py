@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,13 +25,19 @@ if TYPE_CHECKING:
 
 
 def open_session(
-    choice: ModelChoice, beams: int, length_penalty: float, ctx_size: int | None, ctx_overflow: str
+    choice: ModelChoice,
+    beams: int,
+    length_penalty: float,
+    ctx_size: int | None,
+    ctx_overflow: str,
+    *,
+    kinds: Collection[str] = WRITES,
 ) -> Session:
     """Load the model under the flags' policy. Raises InputError where the two do not fit."""
     if beams > 1 and ctx_overflow == "slide":
         raise InputError("--beams: expected --ctx-overflow error or truncate, got slide")
     begin = time.perf_counter()
-    loaded = choice.load(kinds=WRITES)
+    loaded = choice.load(kinds=kinds)
     from llmcli.completions import Policy, Session
 
     if loaded.answers and ctx_overflow == "slide":
