@@ -166,7 +166,8 @@ class Trainer:
             for part, grads in self.pool.map(gradients, shards):
                 loss += part
                 for master, grad in zip(self.masters, grads, strict=True):
-                    master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
+                    # Contiguous: torch's fused AdamW reads a gradient as if it were.
+                    master.grad = grad.float().contiguous() if master.grad is None else master.grad.add_(grad)
             norm = nn.utils.clip_grad_norm_(self.masters, recipe.clip or math.inf).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise InputError(

@@ -6,17 +6,22 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from llmcli import batches, data, training
-from llmcli.batches import IGNORED, Windows, held_out
+from llmcli.batches import IGNORED, Rows, Windows, held_out
 from llmcli.errors import InputError, ModelError, ResourceError
+from llmcli.finetuning import class_rows
+from llmcli.models import model_class
 from llmcli.models.gpt2 import GPT2
+from llmcli.nn.classifier import classifier
 from llmcli.recipe import Recipe, learning_rate
 from llmcli.training import Step, Trainer
+from tests.models.families import SIZES
 from tests.tiny import TEXT, TINY
 
 RECIPE = Recipe(iters=6, batch_size=3, grad_accum=2, ctx_size=16, lr=0.02, warmup_steps=2, seed=7)
@@ -32,6 +37,12 @@ def make(stream: Tensor, recipe: Recipe = RECIPE, *, threads: int = 2, dropout: 
     model = GPT2(replace(TINY, embd_pdrop=dropout, resid_pdrop=dropout, initializer_range=0.02))
     model.initialize(torch.Generator().manual_seed(recipe.seed))
     return Trainer(model, Windows(stream, recipe.ctx_size, recipe.seed), recipe, threads=threads)
+
+
+def untrained(family: str) -> Any:
+    """A model of tests/models/families.py, its weights not filled yet."""
+    cls = model_class(family)
+    return cls(cls.Config.from_dict({"model_type": family, **SIZES[family]}))
 
 
 def weights(trainer: Trainer) -> Tensor:
@@ -109,6 +120,33 @@ def test_activation_checkpointing_changes_no_bit(stream: Tensor, dropout: float)
         assert plain.step().loss == recomputed.step().loss
     assert torch.equal(weights(plain), weights(recomputed))
     assert len(passes) == 4 * len(batches.cut(*plain.batches.batch(0, 6), RECIPE.batch_size))
+
+
+def test_activation_checkpointing_of_a_gated_layer(stream: Tensor) -> None:
+    losses = []
+    for recomputes in (False, True):
+        recipe = replace(RECIPE, activation_checkpointing=recomputes)
+        model = untrained("llama").initialize(torch.Generator().manual_seed(7))
+        trainer = Trainer(model, Windows(stream, recipe.ctx_size, recipe.seed), recipe)
+        losses.append([trainer.step().loss for _ in range(2)])
+    assert losses[0] == losses[1]
+
+
+def test_each_weight_moves_against_its_gradient() -> None:
+    model, generator = classifier(untrained("bert"), 3), torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    ids = torch.arange(3, 51).view(6, 8).int()
+    rows = Rows(class_rows(list(ids), [0, 1, 2, 2, 1, 0], encoder=True), seed=0)
+    trainer = Trainer(model, rows, replace(RECIPE, weight_decay=0.0, warmup_steps=0), threads=1)
+    inputs, targets = trainer.batches.batch(0, 6)
+    known = targets != IGNORED
+    torch.nn.functional.cross_entropy(model(inputs)[known], targets[known]).backward()
+    before = [master.detach().clone() for master in trainer.masters]
+    trainer.step()
+    for name, weight, old, new in zip(trainer.names, trainer.parameters, before, trainer.masters, strict=True):
+        clear = weight.grad.abs() > 1e-4
+        assert torch.equal((old - new).sign()[clear], weight.grad.sign()[clear]), name
 
 
 def test_label_smoothing_is_part_of_the_step(stream: Tensor) -> None:

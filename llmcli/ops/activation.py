@@ -114,8 +114,9 @@ def _save_gate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_gate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    dgate, dup, dgate_bias, dup_bias = _silu_gate_backward(grad, *ctx.saved_tensors)
-    if ctx.saved_tensors[2] is None:
+    saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
+    dgate, dup, dgate_bias, dup_bias = _silu_gate_backward(grad, *saved)
+    if saved[2] is None:
         return dgate, dup, None, None
     return dgate, dup, dgate_bias, dup_bias
 
