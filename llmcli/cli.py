@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
 ALIASES = {"ppl": "perplexity"}
 
 SIGINT, SIGPIPE, SIGTERM = 130, 141, 143  # 128 + the signal's number, as a shell reports it
+TOLD_ONCE = (2, 5, SIGINT, SIGTERM)  # exit codes that all processes of one machine come to alike
 _MEMORY = (
     "not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc",
     "failed to map segment",
@@ -126,7 +127,7 @@ class CommandLine(click.Group):
                 import traceback
 
                 traceback.print_exception(caught)
-            if message:
+            if message and not (meta.get("same_everywhere") and code in TOLD_ONCE):
                 report(message)
             sys.exit(code)
 

@@ -30,7 +30,7 @@ from llmcli.nn.classifier import classifier
 from llmcli.training import DROPOUTS, Trainer
 
 Item = TypeVar("Item")
-Export = Callable[[], dict[str, Tensor]]
+Export = Callable[[Any], dict[str, Tensor]]
 
 ORIGIN = "finetune.json"  # in the output directory: what the run began from
 
@@ -102,7 +102,7 @@ def check_origin(start: Path, expected: dict[str, Any]) -> None:
 
 
 def prepare(decoder: Any, adapters: LoRA | None, labels: Sequence[str] | None, seed: int) -> tuple[Any, Export]:
-    """The model to train, from a decoder that is changed in place, and the function that makes its checkpoint.
+    """The model to train, from a decoder that is changed in place, and the function that makes a checkpoint of it.
 
     With adapters the decoder is frozen and they are merged into the checkpoint; with labels it gets a head, which is
     always trained.
@@ -114,8 +114,8 @@ def prepare(decoder: Any, adapters: LoRA | None, labels: Sequence[str] | None, s
         model = classifier(decoder, len(labels)).initialize_head(torch.Generator().manual_seed(seed))
         model.to(next(decoder.parameters()).device)
 
-    def export() -> dict[str, Tensor]:
-        plain: Any = model if adapters is None else lora.merged(model)
+    def export(trained: Any) -> dict[str, Tensor]:
+        plain: Any = trained if adapters is None else lora.merged(trained)
         weights: dict[str, Tensor] = plain.checkpoint()
         return weights
 

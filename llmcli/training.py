@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llmcli.batches import IGNORED, Batches, HeldOut, Shard, cut
-from llmcli.checkpoints import safetensors
+from llmcli.checkpoints import safetensors, sharded
+from llmcli.distributed import Team
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.models import model_class
 from llmcli.ops import linear_cross_entropy
@@ -99,6 +100,8 @@ class Trainer:
     no operation with another thread; gradients are added in the order of the shards. So the weights after n steps do
     not depend on the number of threads, and a busy core delays its own shard only. With dropout, whose random numbers
     come from one generator, the shards take turns, and the weights do depend on it.
+
+    Every process of a team reads the whole batch of a step and takes its rows of it.
     """
 
     def __init__(
@@ -108,31 +111,29 @@ class Trainer:
         recipe: Recipe,
         *,
         threads: int | None = None,
-        export: Callable[[], dict[str, Tensor]] | None = None,
+        export: Callable[[Any], dict[str, Tensor]] | None = None,
+        team: Team | None = None,
     ) -> None:
-        self.model, self.batches, self.recipe = model, batches, recipe
-        self.export = export or model.checkpoint  # what a checkpoint's model.safetensors holds
+        self.model, self.batches, self.recipe, self.team = model, batches, recipe, team or Team()
+        if recipe.rows_per_step % self.team.size:
+            raise InputError(
+                f"expected --batch-size times --grad-accum to be a multiple of the {self.team.size} processes, "
+                f"got {recipe.rows_per_step} rows in a step"
+            )
+        self.export = export or (lambda model: model.checkpoint())  # what a checkpoint's model.safetensors holds
         self.steps_done = self.tokens_read = self.skipped = 0
         self.recent: list[float] = []  # losses of the last steps that were not skipped, where spikes are
-        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.names = list(trained)
-        self.masters = [  # contiguous, as a checkpoint will bring them back
-            weight.detach().float().clone(memory_format=torch.contiguous_format).requires_grad_()
-            for weight in trained.values()
-        ]
-        model.to(DTYPES[recipe.dtype])
-        for weight in model.parameters():
-            weight.data = weight.data.contiguous()
-        self.parameters = [model.get_parameter(name) for name in self.names]
+        self.names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        self.masters, self.parameters = self.team.place(model, self.names, DTYPES[recipe.dtype])
         self.device = self.masters[0].device
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.masters, recipe.weight_decay), lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, fused=True
         )
         threads = threads or torch.get_num_threads()
         dropout = any(getattr(model.config, name, 0) for name in DROPOUTS)
-        in_turn = self.device.type != "cpu" or dropout
+        in_turn = self.device.type != "cpu" or dropout or not self.team.whole
         workers, threads_each = (1, threads) if in_turn else (threads, 1)
-        self.pool = ThreadPoolExecutor(workers, "shard", torch.set_num_threads, (threads_each,))
+        self.pool = ThreadPoolExecutor(workers, "shard", begin_thread, (threads_each, self.device))
         if recipe.activation_checkpointing:
             recompute_blocks(model, dropout=dropout)
         self._publish()
@@ -157,9 +158,10 @@ class Trainer:
         recipe = self.recipe
         rate = learning_rate(self.steps_done, recipe)
         self.model.train()
-        torch.manual_seed(recipe.seed + self.steps_done)  # a step's dropout does not depend on earlier steps
+        # A step's dropout does not depend on earlier steps.
+        torch.manual_seed(recipe.seed + self.steps_done + 1_000_003 * self.team.rank)
         inputs, targets = self.batches.batch(self.steps_done * recipe.rows_per_step, recipe.rows_per_step)
-        shards = cut(inputs, targets, recipe.batch_size)
+        shards = cut(*self.team.rows((inputs, targets)), recipe.batch_size)
         gradients = functools.partial(self._gradients, 1 / int((targets != IGNORED).sum()))
         with one_thread():
             loss = 0.0
@@ -168,7 +170,10 @@ class Trainer:
                 for master, grad in zip(self.masters, grads, strict=True):
                     # Contiguous: torch's fused AdamW reads a gradient as if it were.
                     master.grad = grad.float().contiguous() if master.grad is None else master.grad.add_(grad)
-            norm = nn.utils.clip_grad_norm_(self.masters, recipe.clip or math.inf).item()
+            losses, tokens = zip(*self.team.gather((loss, sum(part.numel() for part, _ in shards))), strict=True)
+            loss = sum(losses)
+            self.team.add([master.grad for master in self.masters if master.grad is not None])
+            norm = self.team.full(nn.utils.clip_grad_norm_(self.masters, recipe.clip or math.inf)).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise InputError(
                     f"training diverged at step {self.steps_done + 1}: loss {loss}, gradient norm {norm}, "
@@ -182,24 +187,24 @@ class Trainer:
             self._publish()
         self.steps_done += 1
         self.skipped += skipped
-        n_tokens = sum(inputs.numel() for inputs, _ in shards)
-        self.tokens_read += n_tokens
-        return Step(self.steps_done, loss, rate, norm, n_tokens / (time.perf_counter() - began), skipped)
+        self.tokens_read += sum(tokens)
+        return Step(self.steps_done, loss, rate, norm, sum(tokens) / (time.perf_counter() - began), skipped)
 
     def evaluate(self, held: HeldOut) -> Evaluation:
         """Score every target of a validation."""
-        total = sum(loss.item() for loss in self.map(self._loss, held.shards))
+        total = sum(self.map(lambda shard: self._loss(shard).item(), held.shards))
         n_targets = sum(int((targets != IGNORED).sum()) for _, targets in held.shards)
         return Evaluation(self.steps_done, total / n_targets, total / math.log(2) / held.n_bytes, n_targets)
 
     def map(self, function: Callable[[Shard], Result], shards: Iterable[Shard]) -> Iterator[Result]:
         """A function of the model without gradients or dropout, for each shard, in order."""
         self.model.eval()
-        return self.pool.map(torch.inference_mode()(function), shards)
+        return self.team.each(shards, functools.partial(self.pool.map, torch.no_grad()(function)))
 
     def save(self, directory: Path, files: dict[str, str]) -> None:
         """Write a checkpoint in the Hugging Face layout, weights in the recipe's dtype, with what resuming needs.
 
+        The process that leads writes it; of a state that is sharded, each its part.
         `files` are further texts by name (config.json, tokenizer.json). Everything is written beside and renamed when
         all of it is on disk; ResourceError when the disk is full, with the previous checkpoint intact.
         """
@@ -213,17 +218,29 @@ class Trainer:
             for moment in MOMENTS:
                 if master in self.optimizer.state:
                     state[f"{moment}.{name}"] = self.optimizer.state[master][moment]
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left there
+        leads, whole = self.team.leads, self.team.whole
+        outdated = [*sharded.found(directory), *([] if whole else [directory / STATE])]
         try:
-            partial.mkdir(parents=True)
-            for name, text in files.items():
-                (partial / name).write_text(text, encoding="utf-8")
-            recipe = {"schema": "llmcli/training/1", "step": self.steps_done, "recipe": asdict(self.recipe)}
-            (partial / "training.json").write_text(json.dumps(recipe) + "\n", encoding="utf-8")
-            safetensors.save(partial / STATE, state)
-            safetensors.save(partial / "model.safetensors", self.export())
-            for file in sorted(partial.iterdir()):
-                os.replace(file, directory / file.name)
+            if leads:
+                shutil.rmtree(partial, ignore_errors=True)  # what a killed run left there
+                partial.mkdir(parents=True)
+                for name, text in files.items():
+                    (partial / name).write_text(text, encoding="utf-8")
+                recipe = {"schema": "llmcli/training/1", "step": self.steps_done, "recipe": asdict(self.recipe)}
+                (partial / "training.json").write_text(json.dumps(recipe) + "\n", encoding="utf-8")
+                if whole:
+                    safetensors.save(partial / STATE, state)
+            if not whole:
+                sharded.write(partial / self.team.gather(sharded.next_name(directory))[0], state)
+            with self.team.plain(self.model) as model:
+                if leads:
+                    safetensors.save(partial / "model.safetensors", self.export(model))
+            if leads:
+                for file in sorted(partial.iterdir()):
+                    os.replace(file, directory / file.name)
+                for old in outdated:
+                    if old.exists():
+                        os.replace(old, partial / old.name)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ResourceError(
@@ -231,18 +248,20 @@ class Trainer:
                 ) from None
             raise ResourceError(f"cannot write a checkpoint in {directory}: {error.strerror}") from None
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if leads:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def sha256(self) -> str:
         """Hash of the float32 weights."""
         digest = hashlib.sha256()
         for name, master in zip(self.names, self.masters, strict=True):
-            digest.update(name.encode() + master.detach().cpu().numpy().tobytes())
+            digest.update(name.encode() + self.team.full(master.detach()).cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def restore(self, directory: Path) -> None:
-        """Continue from a checkpoint that `save` wrote. Raises ModelError when it is of another shape."""
-        state = safetensors.open(directory / STATE)
+        """Continue from a checkpoint that any team's `save` wrote. Raises ModelError when it is of another shape."""
+        shards = sharded.found(directory)
+        state = sharded.open(shards[-1]) if shards else safetensors.open(directory / STATE)
         self.steps_done, self.skipped = int(state["step"]), int(state.get("skipped", 0))
         self.recent = state["recent"].tolist() if "recent" in state else []
         updates = torch.tensor(float(self.steps_done - self.skipped), device=self.device)
@@ -250,9 +269,12 @@ class Trainer:
             parts = [state.get(f"{part}.{name}") for part in ("weight", *MOMENTS)]
             found = [part.to(self.device) for part in parts if part is not None and part.shape == master.shape]
             if len(found) < len(parts):
-                raise ModelError(f"{directory / STATE}: {name} is missing or of another shape than this model's")
-            master.data.copy_(found[0])
-            moments = {part: tensor.clone() for part, tensor in zip(MOMENTS, found[1:], strict=True)}
+                file = shards[-1] if shards else directory / STATE
+                raise ModelError(f"{file}: {name} is missing or of another shape than this model's")
+            found = [self.team.part(part, master).clone() for part in found]
+            with torch.no_grad():
+                master.copy_(found[0])
+            moments = dict(zip(MOMENTS, found[1:], strict=True))
             self.optimizer.state[master] = {"step": updates.clone(), **moments}
         self._publish()
 
@@ -269,9 +291,9 @@ class Trainer:
         self.recent.append(loss)
         return False
 
-    def _gradients(self, scale: float, shard: Shard) -> tuple[float, tuple[Tensor, ...]]:
+    def _gradients(self, scale: float, shard: Shard) -> tuple[float, Sequence[Tensor]]:
         loss = self._loss(shard, scale, self.recipe.label_smoothing)
-        return loss.item(), torch.autograd.grad(loss, self.parameters)
+        return loss.item(), self.team.gradients(loss, self.parameters)
 
     def _loss(self, shard: Shard, scale: float = 1.0, smoothing: float = 0.0) -> Tensor:
         """scale times the sum over a shard's targets; rows without a target do not reach the head."""
@@ -282,8 +304,9 @@ class Trainer:
         return linear_cross_entropy(hidden, self.model.projection, targets, scale=scale, smoothing=smoothing)
 
     def _publish(self) -> None:
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.masters)
+        if self.parameters is not self.masters:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.masters)
 
 
 @contextlib.contextmanager
@@ -295,6 +318,18 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def begin_thread(n_threads: int, device: torch.device) -> None:
+    """Give a new thread so many threads for torch's operations, and the device of the others."""
+    torch.set_num_threads(n_threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def resumable(directory: Path) -> bool:
+    """Whether there is a checkpoint to continue from."""
+    return bool(sharded.found(directory)) or (directory / STATE).exists()
 
 
 def parameter_groups(parameters: list[Tensor], weight_decay: float) -> list[dict[str, Any]]:
@@ -345,7 +380,13 @@ def run(
 
     Saves after every `save_every` steps and after the last one, before it yields that step.
     """
-    recipe = trainer.recipe
+    recipe, begin = trainer.recipe, trainer.steps_done
+    begun = trainer.team.gather((begin, trainer.batches.batch(begin * recipe.rows_per_step, 1)[0].tolist()))
+    if any(one != begun[0] for one in begun):
+        raise InputError(
+            f"expected the same data, seed and checkpoint in every process, got runs that begin at steps "
+            f"{', '.join(str(step) for step, _ in begun)} or with other rows; let all of them see the same files"
+        )
     while trainer.steps_done < recipe.iters:
         step = trainer.step()
         last = trainer.steps_done == recipe.iters

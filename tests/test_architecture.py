@@ -26,6 +26,7 @@ FLOORS = {
     "finetuning": 8,
     "evaluation": 7,
     "training": 7,
+    "distributed": 6,
     "conversion": 7,
     "quantization": 7,
     "beam_search": 7,

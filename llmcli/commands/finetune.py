@@ -27,6 +27,7 @@ from llmcli.commands.progress import Progress, quiet_hub
 from llmcli.errors import InputError
 
 if TYPE_CHECKING:
+    from llmcli.distributed import Team
     from llmcli.finetuning import ClassEvaluation
     from llmcli.loading import Loaded
     from llmcli.lora import LoRA
@@ -95,7 +96,8 @@ def command(
     if task == "classify" and run.sample_every:
         raise InputError("--sample-every: expected --task lm, got a classifier, which writes no text")
     choice.prepare(training=True)
-    from llmcli import finetuning, training
+    learning.check_processes(run, (*data, *files, *val))
+    from llmcli import distributed, finetuning, training
 
     adapters = adapters_of(flags)
     records, val_records = list(learning.records((*data, *files))), list(learning.records(val))
@@ -118,31 +120,32 @@ def command(
         dtype=dtype,
     )
 
-    def make(decoder: Any) -> Trainer:
+    def make(decoder: Any, team: Team | None = None) -> Trainer:
         model, export = finetuning.prepare(decoder, adapters, lessons.labels, flags["seed"])
-        return training.Trainer(model, lessons.batches, recipe, export=export)
+        return training.Trainer(model, lessons.batches, recipe, export=export, team=team)
 
     if run.verify_resume:
         return learning.verify_resume(lambda: make(copy.deepcopy(loaded.model)), run)
-    trainer = make(loaded.model)
-    if start is not None:
-        trainer.restore(start)
-    learning.announce(trainer, lessons.amount)
-    evaluate: Callable[[], Any] | None = None
-    if lessons.validation is not None:
-        evaluate = functools.partial(trainer.evaluate, lessons.validation)
-        if lessons.labels is not None:
-            evaluate = functools.partial(finetuning.evaluate_classes, trainer, lessons.validation, lessons.labels)
-    learning.follow(
-        trainer,
-        finetuning.files(loaded, began, dtype, lessons.template),
-        run,
-        kind="finetune",
-        evaluate=evaluate,
-        describe=learning.loss_in_words if lessons.labels is None else figures_in_words,
-        table=None if lessons.labels is None else figures_as_table,
-        sample=watching.sampler(trainer, loaded.tokenizer, run.sample_prompt) if run.sample_every else None,
-    )
+    with distributed.join(run.sharding, next(loaded.model.parameters()).device) as team:
+        trainer = make(loaded.model, team)
+        if start is not None:
+            trainer.restore(start)
+        learning.announce(trainer, lessons.amount)
+        evaluate: Callable[[], Any] | None = None
+        if lessons.validation is not None:
+            evaluate = functools.partial(trainer.evaluate, lessons.validation)
+            if lessons.labels is not None:
+                evaluate = functools.partial(finetuning.evaluate_classes, trainer, lessons.validation, lessons.labels)
+        learning.follow(
+            trainer,
+            finetuning.files(loaded, began, dtype, lessons.template),
+            run,
+            kind="finetune",
+            evaluate=evaluate,
+            describe=learning.loss_in_words if lessons.labels is None else figures_in_words,
+            table=None if lessons.labels is None else figures_as_table,
+            sample=watching.sampler(trainer, loaded.tokenizer, run.sample_prompt) if run.sample_every else None,
+        )
 
 
 def adapters_of(flags: dict[str, Any]) -> LoRA | None:
@@ -160,14 +163,14 @@ def adapters_of(flags: dict[str, Any]) -> LoRA | None:
 
 def load(choice: ModelChoice, kinds: Sequence[str], dropout: float) -> Loaded:
     """The model to begin from, with progress."""
-    from llmcli import finetuning
+    from llmcli import distributed, finetuning
 
     quiet_hub()
     with Progress("loading weights", unit="B") as progress:
         return finetuning.load(
             choice.model or "default",
             kinds=kinds,
-            device=choice.device,
+            device=distributed.device(choice.device),
             dropout=dropout,
             offline=choice.offline,
             progress=progress,

@@ -124,6 +124,7 @@ class Run:
     tensorboard: str | None
     verify_resume: int | None
     token_cache: str | None
+    sharding: str
 
     def journal(self, start: Path | None) -> contextlib.AbstractContextManager[Journal]:
         """The run's log, its own directory's begun anew unless it continues, and TensorBoard."""
@@ -134,9 +135,9 @@ class Run:
 
     def start(self) -> Path | None:
         """The directory of the checkpoint to continue from; None for a new run."""
-        from llmcli.training import STATE
+        from llmcli.training import resumable
 
-        if self.resume is None or (self.resume == "auto" and not (Path(self.output) / STATE).exists()):
+        if self.resume is None or (self.resume == "auto" and not resumable(Path(self.output))):
             return None
         return Path(self.output if self.resume == "auto" else self.resume)
 
@@ -163,9 +164,35 @@ def run_options(function: Function) -> Function:
             metavar="N",
             help="Only train N steps twice, straight and stopped in the middle; exit 3 where the weights differ.",
         ),
+        option(
+            "--sharding",
+            type=click.Choice(["none", "full"]),
+            default="none",
+            help="Under torchrun: every process has all weights, or only its part of weights and optimizer.",
+        ),
         option("--json", is_flag=True, help="Print the summary as JSON."),
     )
     return gather(function, Run, "run", flags)
+
+
+def check_processes(run: Run, paths: Sequence[str]) -> None:
+    """Among the processes that torchrun started, let only the first speak; of mistakes, the first of each machine.
+
+    Raises InputError for what only one process can do.
+    """
+    import os
+
+    from llmcli import distributed
+
+    if (n_processes := distributed.launched()) == 1:
+        return
+    meta = click.get_current_context().meta
+    meta["quiet"] = meta.get("quiet") or os.environ["RANK"] != "0"
+    meta["same_everywhere"] = os.environ["LOCAL_RANK"] != "0"
+    if "-" in paths:
+        raise InputError(f"expected files for {n_processes} processes, got '-': only one can read standard input")
+    if run.verify_resume:
+        raise InputError(f"--verify-resume: expected one process, got {n_processes}; run it without torchrun")
 
 
 def follow(
@@ -187,9 +214,10 @@ def follow(
     from llmcli import training
 
     began, resumed_at, step, evaluation = time.perf_counter(), trainer.steps_done, None, None
-    iters, speed = trainer.recipe.iters, Speed(trainer)
+    iters, speed, team = trainer.recipe.iters, Speed(trainer), trainer.team
     with terminal.interruptible() as interrupt:
-        with Progress("training", total=iters, unit="steps") as progress, run.journal(run.start()) as journal:
+        log = run.journal(run.start()) if team.leads else contextlib.nullcontext(lambda document: None)
+        with Progress("training", total=iters, unit="steps") as progress, log as journal:
             for report in training.run(
                 trainer,
                 Path(run.output),
@@ -211,6 +239,7 @@ def follow(
                 else:
                     evaluation = report
                     terminal.note(f"step {report.step}: {describe(report)}")
+                interrupt.stop_requested = any(team.gather(interrupt.stop_requested))
                 if interrupt.stop_requested:
                     trainer.save(Path(run.output), files)
                     terminal.note(f"stopped after step {trainer.steps_done} of {iters}; saved in {run.output}")
@@ -232,6 +261,8 @@ def follow(
             "finish_reason": "interrupt" if interrupt.stop_requested else "stop",
             "recipe": asdict(trainer.recipe),
         }
+        if not team.leads:
+            return
         with terminal.open_output() as stdout:
             words = f", {describe(evaluation)}" if evaluation else ""
             stdout.write(
@@ -279,7 +310,7 @@ def announce(trainer: Trainer, data: str) -> None:
     terminal.note(
         f"{total / 1e6:.2f} M parameters{share}, {data}, {trainer.recipe.iters} steps of "
         f"{trainer.recipe.rows_per_step} rows of at most {trainer.recipe.ctx_size} tokens, "
-        f"{torch.get_num_threads()} threads"
+        f"{torch.get_num_threads()} threads" + (f" in each of {n} processes" if (n := trainer.team.size) > 1 else "")
     )
 
 

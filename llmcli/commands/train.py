@@ -67,7 +67,8 @@ def command(
 ) -> None:
     """Read, tokenise, train, report."""
     engine.prepare(training=True)
-    from llmcli import batches, loading, training
+    learning.check_processes(run, (*data, *files, *val))
+    from llmcli import batches, distributed, loading, training
     from llmcli import data as texts
     from llmcli.tokenizer import Tokenizer
 
@@ -94,27 +95,28 @@ def command(
     recipe = learning.recipe(flags, iters=flags["iters"], ctx_size=model.config.n_positions, dtype=dtype)
     stream = learning.encode(tokenizer, documents, run.token_cache)
     windows = batches.Windows(stream, recipe.ctx_size, recipe.seed)
-    device = loading.choose_device(engine.device)
+    device = loading.choose_device(distributed.device(engine.device))
     if run.verify_resume:
         return learning.verify_resume(lambda: training.Trainer(build()[0].to(device), windows, recipe), run)
-    trainer = training.Trainer(model.to(device), windows, recipe)
-    if start is not None:
-        trainer.restore(start)
-    evaluate = None
-    if held:
-        n_bytes = sum(doc.n_bytes for doc in held)
-        validation = batches.held_out(learning.encode(tokenizer, held, run.token_cache), recipe.ctx_size, n_bytes)
-        evaluate = functools.partial(trainer.evaluate, validation)
-    learning.announce(trainer, f"{len(stream) / 1e6:.2f} M training tokens")
-    learning.follow(
-        trainer,
-        texts.side_files(tokenizer, config),
-        run,
-        kind="train",
-        evaluate=evaluate,
-        describe=learning.loss_in_words,
-        sample=watching.sampler(trainer, tokenizer, run.sample_prompt) if run.sample_every else None,
-    )
+    with distributed.join(run.sharding, device) as team:
+        trainer = training.Trainer(model.to(device), windows, recipe, team=team)
+        if start is not None:
+            trainer.restore(start)
+        evaluate = None
+        if held:
+            n_bytes = sum(doc.n_bytes for doc in held)
+            validation = batches.held_out(learning.encode(tokenizer, held, run.token_cache), recipe.ctx_size, n_bytes)
+            evaluate = functools.partial(trainer.evaluate, validation)
+        learning.announce(trainer, f"{len(stream) / 1e6:.2f} M training tokens")
+        learning.follow(
+            trainer,
+            texts.side_files(tokenizer, config),
+            run,
+            kind="train",
+            evaluate=evaluate,
+            describe=learning.loss_in_words,
+            sample=watching.sampler(trainer, tokenizer, run.sample_prompt) if run.sample_every else None,
+        )
 
 
 def read_shape(path: str) -> dict[str, Any]:

@@ -88,10 +88,12 @@ def sampler(trainer: Trainer, tokenizer: Tokenizer, prompt: str) -> Callable[[in
     def write(step: int) -> str:
         import torch
 
-        trainer.model.eval()
         request = generation.Request(ids, Sampling(temperature=0.8), seed=step, max_tokens=SAMPLE_TOKENS)
-        with torch.inference_mode():
-            events = generation.generate(trainer.model, [request], tokenizer, context=context, device=trainer.device)
+        with trainer.team.plain(trainer.model) as model, torch.inference_mode():
+            if model is None:
+                return ""
+            model.eval()
+            events = generation.generate(model, [request], tokenizer, context=context, device=trainer.device)
             return "".join(event.text for event in events)
 
     return write
@@ -108,11 +110,13 @@ class Speed:
         """A few words for the progress line."""
         words = f"loss {report.loss:.3f}, {report.tokens_per_second:.0f} tokens/s"
         flops = self._trainer.flops_per_token
-        if flops is None or time.monotonic() - self._began < 2:  # quick runs show nothing and measure nothing
+        if (
+            flops is None or not self._trainer.team.leads or time.monotonic() - self._began < 2
+        ):  # quick runs show nothing and measure nothing
             return words
         if self._peak is None:
             from llmcli.benchmarking.ceilings import matrix_rate
 
             self._peak = 1e9 * matrix_rate(self._trainer.recipe.dtype, self._trainer.device)
-        share = report.tokens_per_second * flops / self._peak
+        share = report.tokens_per_second * flops / (self._peak * self._trainer.team.size)
         return f"{words}, {100 * share:.0f} % of the matrix peak"
