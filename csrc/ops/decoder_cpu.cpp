@@ -2,14 +2,13 @@
 // Every phase is a kernel of the table on some of its items, so each row has the bits that the operators one
 // by one would give it.
 #include "cache.h"
-#include "linear.h"
+#include "decoder_block.h"
 #include "phases.h"
 #include "rows.h"
 
 namespace llmcli {
 namespace {
 
-enum Activation : int64_t { kGelu, kGeluTanh, kSiluGate };
 enum Phase : size_t {
   kNorm1,
   kQkvInput,
@@ -28,8 +27,6 @@ enum Phase : size_t {
   kDown,
   kPhases
 };
-enum Part : size_t { kWeight1, kBias1, kQkvWeight, kQkvBias, kOutWeight, kOutBias, kWeight2, kBias2 };
-enum MorePart : size_t { kUpWeight = kBias2 + 1, kUpBias, kDownWeight, kDownBias, kParts };
 
 cpu::Rows dense_rows(int64_t rows, int64_t stride) {
   cpu::Rows r{};
@@ -38,33 +35,6 @@ cpu::Rows dense_rows(int64_t rows, int64_t stride) {
   r.stride[0] = stride;
   return r;
 }
-
-// Null where a part is left out, which an empty tensor says.
-const Tensor* present(const Tensor& x) { return x.numel() == 0 ? nullptr : &x; }
-
-struct Norm {
-  const void *weight, *bias;
-  bool wide;
-
-  Norm(const Tensor& weight_, const Tensor& bias_, int64_t size, ScalarType dtype)
-      : weight(weight_.const_data_ptr()), bias(present(bias_) ? bias_.const_data_ptr() : nullptr) {
-    const ScalarType own = weight_.scalar_type();
-    STD_TORCH_CHECK(
-        weight_.numel() == size && weight_.is_contiguous() && (own == dtype || own == ScalarType::Float),
-        "decoder: expected contiguous norm weights of ", size, " in float32 or x's dtype");
-    STD_TORCH_CHECK(!bias || (bias_.numel() == size && bias_.is_contiguous() && bias_.scalar_type() == own),
-                    "decoder: expected a contiguous norm bias like its weight");
-    wide = own == ScalarType::Float;
-  }
-};
-
-struct Block {
-  Norm norm_1;
-  LinearLayer qkv, out;
-  Norm norm_2;
-  LinearLayer up, down;
-  float scale;
-};
 
 class Stack {
  public:
@@ -98,24 +68,15 @@ class Stack {
                         static_cast<int64_t>(constants.size()) == layers + 1,
                     "decoder: parts or constants do not belong to ", layers, " layers");
     width_ = (H_ + 2 * G_) * D_;
-    hidden_width_ = activation_ == kSiluGate ? 2 * inner_ : inner_;
+    hidden_width_ = hidden_width(activation_, inner_);
     eps_ = static_cast<float>(constants[0]);
     describe_attention(cache, std::move(lengths), sizes[6]);
     describe_angles(angles);
     const ScalarType dtype = x.scalar_type();
     blocks_.reserve(static_cast<size_t>(layers));
-    for (size_t layer = 0; layer < static_cast<size_t>(layers); ++layer) {
-      const Tensor* p = &parts[layer * kParts];
-      const bool biased = present(p[kUpBias]) != nullptr;
-      STD_TORCH_CHECK(activation_ != kSiluGate || !biased, "decoder: a gated layer has no bias");
-      blocks_.push_back({Norm(p[kWeight1], p[kBias1], C_, dtype),
-                         LinearLayer(p[kQkvWeight], present(p[kQkvBias]), C_, width_, dtype),
-                         LinearLayer(p[kOutWeight], present(p[kOutBias]), H_ * D_, C_, dtype),
-                         Norm(p[kWeight2], p[kBias2], C_, dtype),
-                         LinearLayer(p[kUpWeight], present(p[kUpBias]), C_, hidden_width_, dtype),
-                         LinearLayer(p[kDownWeight], present(p[kDownBias]), inner_, C_, dtype),
-                         static_cast<float>(constants[layer + 1])});
-    }
+    for (size_t layer = 0; layer < static_cast<size_t>(layers); ++layer)
+      blocks_.emplace_back(&parts[layer * kParts], static_cast<float>(constants[layer + 1]), activation_, C_,
+                           width_, H_ * D_, inner_, dtype);
     const Tensor* last = &parts[static_cast<size_t>(layers) * kParts];
     final_.emplace(last[0], last[1], C_, dtype);
     if (present(last[2])) head_.emplace(last[2], nullptr, C_, V_, dtype);
