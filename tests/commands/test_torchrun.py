@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from tests.tiny import TEXT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
-# Runs one command line after the other, since starting torch costs more than all of them. Where there is a number, the
-# second process gets a Ctrl-C after so many steps.
+# Runs one command line after the other, since starting torch costs more than all of them. Where there is a signal, the
+# second process gets it after the fifth step.
 COMMANDS = """
 import json, os, signal, sys
 from pathlib import Path
@@ -35,21 +34,21 @@ one_step = Trainer.step
 
 def step(trainer):
     report = one_step(trainer)
-    if report.step == steps and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGINT)
+    if report.step == 5 and wanted and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), wanted)
     return report
 
 Trainer.step = step
 codes = []
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 torch.distributed.init_process_group("gloo")  # once; torchrun's store keeps the addresses of the first time
-for arguments, steps in json.loads(Path(sys.argv[1]).read_text()):
+for arguments, wanted in json.loads(Path(sys.argv[1]).read_text()):
     torch.distributed.barrier()  # as processes that start anew find all that the last ones wrote
     try:
         cli.main(arguments)
     except SystemExit as leave:
         codes.append(leave.code)
-Path(sys.argv[1] + os.environ["RANK"]).write_text(json.dumps(codes))
+    Path(sys.argv[1] + os.environ["RANK"]).write_text(json.dumps(codes))
 """
 
 
@@ -63,14 +62,14 @@ class Runs:
         self.environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
     def train(self, name: str, *flags: str) -> list[str]:
-        """Steps of four batches of two rows, each a shard of its own, with a checkpoint after every other."""
-        begun = ["--config", str(self.folder / "shape.json"), "--vocab-size", "300", "--iters", "12"]
-        sizes = ["--batch-size", "2", "--grad-accum", "4", "--warmup-steps", "1", "--eval-every", "6"]
-        return ["train", *begun, *sizes, "--save-every", "2", "--resume", "auto", *self._places(name), *flags]
+        """Steps of four batches of two rows, each a shard of its own, with a checkpoint after every fourth."""
+        begun = ["--config", str(self.folder / "shape.json"), "--vocab-size", "300", "--iters", "8"]
+        sizes = ["--batch-size", "2", "--grad-accum", "4", "--warmup-steps", "1", "--eval-every", "4"]
+        return ["train", *begun, *sizes, "--save-every", "4", "--resume", "auto", *self._places(name), *flags]
 
     def finetune(self, name: str, *flags: str) -> list[str]:
         """Adapters on a tiny model."""
-        sizes = ["--lora", "2", "-c", "16", "--iters", "3", "--batch-size", "4"]
+        sizes = ["--lora", "2", "-c", "16", "--iters", "2", "--batch-size", "4"]
         return ["finetune", "-m", str(self.model), *sizes, *self._places(name), *flags]
 
     def log(self, name: str) -> list[dict[str, Any]]:
@@ -89,7 +88,7 @@ class Runs:
         assert result.exit_code == 0, result.stderr
 
     def together(self, *lines: tuple[list[str], int]) -> tuple[list[list[int]], str, str]:
-        """The exit codes in both processes, stdout and stderr of two processes that torchrun starts."""
+        """The exit codes in both processes, stdout and stderr of two processes of torchrun, one of which is killed."""
         (self.folder / "commands.py").write_text(COMMANDS)
         file = self.folder / "commands.json"
         file.write_text(json.dumps(lines))
@@ -97,32 +96,11 @@ class Runs:
             [*TORCHRUN, str(self.folder / "commands.py"), str(file)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             env=self.environment,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 1, done.stderr
         return [json.loads(Path(f"{file}{rank}").read_text()) for rank in range(2)], done.stdout, done.stderr
-
-    def killed(self, name: str, *flags: str) -> None:
-        """Start a training of two processes, and kill the second one after a checkpoint: the other one ends, too."""
-        with subprocess.Popen(
-            [*TORCHRUN, "-m", "--", "llmcli", *self.train(name, *flags)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=self.environment,
-        ) as started:
-            try:
-                while not sharded.found(self.folder / name):
-                    assert started.poll() is None
-                    time.sleep(0.001)
-                children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
-                os.kill(max(map(int, children)), signal.SIGKILL)
-                out, _ = started.communicate(timeout=60)
-            finally:
-                started.kill()
-        assert started.returncode == 1
-        assert "one is lost; the last checkpoint is intact" in out or "Sending process" in out, out
 
     def _places(self, name: str) -> list[str]:
         data = ["--data", str(self.folder / "text.txt"), "--val-fraction", "0.1", "-t", "1"]
@@ -134,22 +112,22 @@ def test_two_processes_are_one(tiny_gpt2: Path, tmp_path: Path) -> None:
     full = ("--sharding", "full")
     runs.alone(runs.train("one"))
     runs.alone(runs.finetune("tuned"))
-    runs.killed("killed", *full)
-    assert sharded.found(tmp_path / "killed")
     codes, out, err = runs.together(
         (runs.train("none"), 0),
-        (runs.train("full", *full, "--sample-every", "6"), 0),
-        (runs.train("changed"), 5),
+        (runs.train("full", *full, "--sample-every", "8"), 0),
+        (runs.train("changed"), signal.SIGINT),
         (runs.train("changed", *full), 0),
         (runs.finetune("tuned-full", *full), 0),
         (runs.train("odd", "--batch-size", "1", "--grad-accum", "3"), 0),
+        (runs.train("killed", *full), signal.SIGKILL),
     )
-    assert "stopped after step 5 of 12" in err
-    assert codes[0] == codes[1] == [0, 0, 130, 0, 0, 2]
+    assert "stopped after step 5 of 8" in err
+    assert codes[0][:6] == codes[1] == [0, 0, 130, 0, 0, 2]
     assert out.count(" steps, ") == 5
-    assert err.count("error: ") == 1
+    assert "one is lost; the last checkpoint is intact" in err or "closing signal SIGTERM" in err
     assert "to be a multiple of the 2 processes, got 3 rows in a step" in err
     assert not (tmp_path / "odd").exists()
+    assert len(sharded.found(tmp_path / "killed")) == 1
     runs.alone(runs.train("killed"))
     for name in ("none", "full", "killed", "changed"):
         steps, expected = ({line["step"]: line for line in runs.log(run) if "loss" in line} for run in (name, "one"))
