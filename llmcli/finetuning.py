@@ -113,6 +113,8 @@ def prepare(decoder: Any, adapters: LoRA | None, labels: Sequence[str] | None, s
     if labels is not None:
         model = classifier(decoder, len(labels)).initialize_head(torch.Generator().manual_seed(seed))
         model.to(next(decoder.parameters()).device)
+        if (head := getattr(decoder, "lm_head", None)) is not None:  # of a decoder: no text is written, nothing learned
+            head.requires_grad_(False)
 
     def export(trained: Any) -> dict[str, Tensor]:
         plain: Any = trained if adapters is None else lora.merged(trained)

@@ -15,7 +15,7 @@ from torch import Tensor
 from llmcli import batches, data, training
 from llmcli.batches import IGNORED, Rows, Windows, held_out
 from llmcli.errors import InputError, ModelError, ResourceError
-from llmcli.finetuning import class_rows
+from llmcli.finetuning import class_rows, prepare
 from llmcli.models import model_class
 from llmcli.models.gpt2 import GPT2
 from llmcli.nn.classifier import classifier
@@ -147,6 +147,17 @@ def test_each_weight_moves_against_its_gradient() -> None:
     for name, weight, old, new in zip(trainer.names, trainer.parameters, before, trainer.masters, strict=True):
         clear = weight.grad.abs() > 1e-4
         assert torch.equal((old - new).sign()[clear], weight.grad.sign()[clear]), name
+
+
+def test_a_classifier_leaves_the_head_that_writes_alone() -> None:
+    decoder = untrained("llama").initialize(torch.Generator().manual_seed(7))
+    head = decoder.lm_head.weight.detach().clone()
+    model, export = prepare(decoder, None, ["a", "b"], 7)
+    ids = torch.arange(3, 51).view(6, 8).int()
+    trainer = Trainer(model, Rows(class_rows(list(ids), [0, 1] * 3), seed=0), RECIPE)
+    losses = [trainer.step().loss for _ in range(6)]
+    assert losses[-1] < losses[0]
+    assert torch.equal(export(model)["lm_head.weight"], head)
 
 
 def test_label_smoothing_is_part_of_the_step(stream: Tensor) -> None:
