@@ -19,7 +19,7 @@ from llmcli.checkpoints import sharded
 from llmcli.cli import cli
 from tests.tiny import TEXT
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
 # Runs one command line after the other, since starting torch costs more than all of them. Where there is a signal, the
 # second process gets it after the fifth step.
