@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from llmcli.commands.chat import line_editor
-from llmcli.errors import ResourceError
+from llmcli.commands.chat import line_editor, load
+from llmcli.errors import InputError, ResourceError
 from tests.conftest import Result
-from tests.test_conversation import TEMPLATE
+from tests.test_conversation import TEMPLATE, talk
 
 Shell = Callable[..., Result]
 READY = "(ready)"  # stands for what the line editor sends when it waits for keys: bracketed paste, please
@@ -180,29 +180,23 @@ def test_without_a_terminal_it_names_generate(shell: Shell, line: str) -> None:
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["--resume", "missing.json"], 5, "missing.json"),
-        (["--resume", "torn.json"], 2, "expected JSON"),
-        (["--resume", "other.json"], 2, "llmcli/chat/1"),
-        (["-m", "./none"], 5, "no such file"),
-    ],
-)
-def test_what_cannot_be_begun(
-    chat: Callable[..., Terminal], tmp_path: Path, arguments: list[str], code: int, said: str
-) -> None:
-    (tmp_path / "torn.json").write_text('{"schema"')
-    (tmp_path / "other.json").write_text("[]")
-    session = chat(*arguments)
-    assert session.end() == code
-    assert said in session.seen
+def test_a_session_that_cannot_be_resumed(chat: Callable[..., Terminal]) -> None:
+    session = chat("--resume", "missing.json")
+    assert session.end() == 5
+    assert "missing.json" in session.seen
     assert session.seen.count("\n") == 1
 
 
-def test_without_the_library_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"schema"', "expected JSON"), ("[]", "llmcli/chat/1"), ("", "expected JSON")]
+)
+def test_a_file_that_is_no_session(tmp_path: Path, chatty: Path, text: str, said: str) -> None:
+    (tmp_path / "torn.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        load(talk(chatty), str(tmp_path / "torn.json"), {})
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
     with pytest.raises(ResourceError, match=r"pip install 'llmcli\[chat\]'"):
         line_editor()
