@@ -158,6 +158,14 @@ def error_document(error: InputError, line: int, id: object = None) -> dict[str,
     return {"schema": SCHEMA, "id": id, "error": problem}
 
 
+def lasting(document: dict[str, Any]) -> dict[str, Any]:
+    """A document without what another run of the same records may have otherwise: times, and the number of threads."""
+    kept = {key: value for key, value in document.items() if key not in ("created", "timings")}
+    if "llmcli" in kept:
+        kept["llmcli"] = {key: value for key, value in kept["llmcli"].items() if key != "threads"}
+    return kept
+
+
 def answers(session: Session, document: Any, record: Record) -> bool:
     """Whether a document of an earlier run is what this session would write for a record."""
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:

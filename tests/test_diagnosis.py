@@ -19,6 +19,7 @@ def test_every_variable_that_is_read_is_in_the_table() -> None:
     source = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py") if path.name != "diagnosis.py")
     read = set(re.findall(r"(?:environ|getenv)[^\n]{0,20}?[\"']([A-Z][A-Z0-9_]+)", source + SETUP.read_text("utf-8")))
     others = {"TERM", "CXX", "HF_HUB_DISABLE_PROGRESS_BARS", "PYTHONPATH", "PYTHONSAFEPATH"}
+    others |= {"RANK", "LOCAL_RANK", "WORLD_SIZE"}  # of torchrun
     assert read - others <= set(diagnosis.VARIABLES)
 
 

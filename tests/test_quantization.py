@@ -130,7 +130,7 @@ def test_close_on_the_embedded_model(kind: str) -> None:
         ids = torch.tensor(loaded.tokenizer.encode(text))[None]
         with torch.inference_mode():
             nats[asked] = -loaded.model.logprobs(ids).mean().item()
-    assert abs(nats[kind] - nats[None]) < (0.01 if kind == "int8" else 0.05)
+    assert abs(nats[kind] - nats[None]) < (0.01 if kind == "int8" else 0.1)
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def continue_many(
             if lasting:
                 if any(row["finish_reason"] == "interrupt" for row in document.get("choices", ())):
                     break
-                document = {key: document[key] for key in document if key not in ("created", "timings")}
+                document = records.lasting(document)
             tally.add(document)
             if format == "jsonl":
                 out.write(terminal.to_json(document, indent=None))

@@ -44,7 +44,17 @@ def test_documents_hold_nothing_that_changes(whole: bytes, run: Run, invoke: Run
     plain = invoke(f"generate -m {tiny_gpt2} --jsonl in.jsonl -n 9").out.splitlines()
     for line, other in zip(whole.splitlines(), plain, strict=True):
         document = json.loads(other)
-        assert json.loads(line) == {key: document[key] for key in document if key not in ("created", "timings")}
+        kept = {key: document[key] for key in document if key not in ("created", "timings")}
+        if "llmcli" in kept:
+            assert kept["llmcli"].pop("threads") > 0
+        assert json.loads(line) == kept
+
+
+@kernels_only
+def test_the_same_bytes_with_another_number_of_threads(whole: bytes, run: Run, tmp_path: Path) -> None:
+    for threads in (1, 2):
+        assert run(f"-t {threads}", f"{threads}.jsonl").code == 0
+        assert (tmp_path / f"{threads}.jsonl").read_bytes() == whole
 
 
 @kernels_only
