@@ -42,7 +42,7 @@ class Engine:
 
         times, columns = [], []
         with torch.inference_mode():
-            logits, state = self.model.start(torch.tensor(prompts), capacity=len(prompts[0]) + n)
+            logits, state = self.model.start(torch.tensor(prompts), capacity=len(prompts[0]) + n - 1)
             for _ in range(n):
                 if columns:
                     logits = self.model.step(columns[-1], state)
