@@ -85,19 +85,13 @@ def check_output(output: Path, loaded: Loaded) -> None:
 
 def check_origin(start: Path, expected: dict[str, Any]) -> None:
     """Raises ModelError unless the run in `start` began as this one does; where its model lies does not matter."""
-    file = start / ORIGIN
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{file}: no such file, so {start} is no run of finetune; give another --output") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not readable as JSON ({error})") from None
+    missing = f"no such file, so {start} is no run of finetune; give another --output"
+    found = description.read_object(start / ORIGIN, missing)
     for key, value in expected.items():
-        if key != "model" and (not isinstance(found, dict) or found.get(key) != value):
-            got = found.get(key) if isinstance(found, dict) else found
+        if key != "model" and found.get(key) != value:
             raise ModelError(
-                f"{start}: the run there began with {key} {json.dumps(got)}, this one with {json.dumps(value)}; "
-                "give the same flags, or another --output"
+                f"{start}: the run there began with {key} {json.dumps(found.get(key))}, "
+                f"this one with {json.dumps(value)}; give the same flags, or another --output"
             )
 
 

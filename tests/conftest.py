@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -87,6 +89,19 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import write_checkpoint  # here, because it imports torch, which many tests do without
 
     write_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def chatty(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> Path:
+    """The same with a chat template, and without an end of text, so that an answer lasts. Read only."""
+    directory = tmp_path_factory.mktemp("chatty") / "model"
+    shutil.copytree(tiny_gpt2, directory)
+    template = (
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not that') }}{% endif %}"
+        "[{{ m.role[0] }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+    )
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     return directory
 
 

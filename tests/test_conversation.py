@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,6 @@ from llmcli.loading import load
 from llmcli.prefix import Remembering
 from tests.tiny import write_tokenizer
 
-TEMPLATE = (
-    "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not that') }}{% endif %}"
-    "[{{ m.role[0] }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
-)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> Path:
-    """The tiny model, with a chat template."""
-    directory = tmp_path_factory.mktemp("chatty") / "model"
-    shutil.copytree(tiny_gpt2, directory)
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    return directory
-
 
 def talk(path: Path | str, context: int = 64, **settings: Any) -> Conversation:
     session = Session(load(path), Policy(context))
@@ -40,8 +25,8 @@ def answer(conversation: Conversation, text: str) -> str:
     return "".join(conversation.answer(text, lambda: False))
 
 
-def test_an_answer_is_what_generate_gives_to_the_templates_text(model: Path) -> None:
-    conversation = talk(model, temperature=0.9, seed=7)
+def test_an_answer_is_what_generate_gives_to_the_templates_text(chatty: Path) -> None:
+    conversation = talk(chatty, temperature=0.9, seed=7)
     conversation.system("be")
     first, second = answer(conversation, "sea"), answer(conversation, "ship")
     assert conversation.messages == [
@@ -52,7 +37,7 @@ def test_an_answer_is_what_generate_gives_to_the_templates_text(model: Path) -> 
         {"role": "assistant", "content": second},
     ]
     for prompt, seed, expected in (("[s]be[u]sea[a]", 8, first), (f"[s]be[u]sea[a]{first}[u]ship[a]", 10, second)):
-        session, completion = Session(load(model), Policy(64)), Completion()
+        session, completion = Session(load(chatty), Policy(64)), Completion()
         for event in session.events([session.request(prompt, {**conversation.settings, "seed": seed})]):
             completion.add(event)
         assert completion.text == expected
@@ -80,8 +65,8 @@ def test_without_a_template_the_text_goes_on(tiny_gpt2: Path) -> None:
     assert completion.text == second
 
 
-def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(model: Path) -> None:
-    conversation = talk(model, max_tokens=40)
+def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(chatty: Path) -> None:
+    conversation = talk(chatty, max_tokens=40)
     whole = answer(conversation, "sea")
     conversation.reset()
     calls = iter([False, False, True])
@@ -96,8 +81,8 @@ def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(model: Path) -> Non
     assert answer(conversation, "x")
 
 
-def test_the_oldest_messages_make_room(model: Path) -> None:
-    conversation = talk(model, context=40)
+def test_the_oldest_messages_make_room(chatty: Path) -> None:
+    conversation = talk(chatty, context=40)
     conversation.system("be")
     for n in range(8):
         answer(conversation, f"sea {n}")
@@ -109,19 +94,19 @@ def test_the_oldest_messages_make_room(model: Path) -> None:
     assert len(conversation.messages) == 17
 
 
-def test_what_the_template_refuses_is_not_kept(model: Path) -> None:
-    conversation = talk(model)
+def test_what_the_template_refuses_is_not_kept(chatty: Path) -> None:
+    conversation = talk(chatty)
     with pytest.raises(InputError, match="not that"):
         answer(conversation, "no")
     assert conversation.messages == []
 
 
-def test_a_saved_conversation_goes_on_alike(model: Path, tiny_gpt2: Path) -> None:
-    conversation = talk(model, temperature=0.7)
+def test_a_saved_conversation_goes_on_alike(chatty: Path, tiny_gpt2: Path) -> None:
+    conversation = talk(chatty, temperature=0.7)
     conversation.system("be")
     answer(conversation, "sea")
     saved = json.loads(json.dumps(conversation.document()))
-    other = talk(model)
+    other = talk(chatty)
     assert other.load(saved)
     assert other.settings == conversation.settings
     assert answer(other, "ship") == answer(conversation, "ship")
@@ -144,8 +129,8 @@ def test_a_saved_conversation_goes_on_alike(model: Path, tiny_gpt2: Path) -> Non
         {"settings": []},
     ],
 )
-def test_what_is_no_conversation_is_refused(model: Path, change: dict[str, Any]) -> None:
-    conversation = talk(model)
+def test_what_is_no_conversation_is_refused(chatty: Path, change: dict[str, Any]) -> None:
+    conversation = talk(chatty)
     saved = conversation.document()
     for document in ({**saved, **change}, [], None):
         with pytest.raises(InputError):
@@ -153,8 +138,8 @@ def test_what_is_no_conversation_is_refused(model: Path, change: dict[str, Any])
     assert conversation.document() == saved
 
 
-def test_settings_change_or_stay(model: Path) -> None:
-    conversation = talk(model)
+def test_settings_change_or_stay(chatty: Path) -> None:
+    conversation = talk(chatty)
     conversation.set("temperature", "0.5")
     conversation.set("stop", "end")
     conversation.set("stop", '["a", "b"]')

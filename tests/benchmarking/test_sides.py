@@ -39,12 +39,17 @@ def test_a_file_of_results_is_no_model(tmp_path: Path) -> None:
         parse_side(str(tmp_path / "before.json"), NOTHING, None)
 
 
+def script(path: Path, commands: str) -> Path:
+    """A program that does this when it has read a line."""
+    path.write_text(f"#!/bin/sh\nread line\n{commands}\n")
+    path.chmod(0o755)
+    return path
+
+
 def test_a_worker_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="interpreter"):
         WarmWorker(parse_side(f"python={tmp_path}/none", NOTHING, None))
-    program = tmp_path / "python"
-    program.write_text("#!/bin/sh\nread line\necho 'No module named x' >&2\nexit 1\n")
-    program.chmod(0o755)
+    program = script(tmp_path / "python", "echo 'No module named x' >&2; exit 1")
     worker = WarmWorker(parse_side(f"python={program}", NOTHING, None))
     with pytest.raises(ResourceError, match="ended with 1: No module named x"):
         worker.facts  # noqa: B018
@@ -52,9 +57,7 @@ def test_a_worker_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_an_error_of_a_worker_keeps_its_kind(tmp_path: Path) -> None:
-    program = tmp_path / "python"
-    program.write_text('#!/bin/sh\nread line\necho \'{"error": "no such model", "exit_code": 5}\'\nread line\n')
-    program.chmod(0o755)
+    program = script(tmp_path / "python", """echo '{"error": "no such model", "exit_code": 5}'; read line""")
     worker = WarmWorker(parse_side(f"x python={program}", NOTHING, None))
     with pytest.raises(ModelError, match="no such model"):
         worker.facts  # noqa: B018

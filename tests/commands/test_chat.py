@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import struct
 import sys
@@ -22,7 +21,7 @@ import pytest
 from llmcli.commands.chat import line_editor, load
 from llmcli.errors import InputError, ResourceError
 from tests.conftest import Result
-from tests.test_conversation import TEMPLATE, talk
+from tests.test_conversation import talk
 
 Shell = Callable[..., Result]
 READY = "(ready)"  # stands for what the line editor sends when it waits for keys: bracketed paste, please
@@ -95,15 +94,6 @@ def chat(shell_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable
     yield begin
     for session in begun:
         session.close()
-
-
-@pytest.fixture(scope="module")
-def chatty(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> Path:
-    """The tiny model, with a chat template and without an end of text, so that an answer lasts."""
-    directory = tmp_path_factory.mktemp("chatty") / "model"
-    shutil.copytree(tiny_gpt2, directory)
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    return directory
 
 
 def test_a_session_is_saved_and_resumed(chat: Callable[..., Terminal], chatty: Path, tmp_path: Path) -> None:
