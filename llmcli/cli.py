@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, one-line help), in th
     "fill-mask": ("llmcli.commands.fill_mask", "Fill in the masked tokens of texts with an encoder."),
     "embed": ("llmcli.commands.embed", "Turn texts into vectors with an encoder."),
     "quantize": ("llmcli.commands.quantize", "Save a model in 8 or 4 bits."),
-    "convert": ("llmcli.commands.convert", "Save a model in another precision, or packed so that it opens at once."),
+    "convert": ("llmcli.commands.convert", "Save a model in another precision, packed to open at once, or as GGUF."),
     "bench": ("llmcli.commands.bench", "Measure prefill, decode and single operators."),
     "data": ("llmcli.commands.data", "Make training data ready: normalise, filter, drop duplicates."),
     "tokenizer": ("llmcli.commands.tokenizer", "Make a tokenizer from text."),
