@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmcli.generation import Request, generate
+from llmcli.generation.loop import Request, generate
+from llmcli.generation.sampling import Sampling
 from llmcli.hub import DEFAULT
-from llmcli.sampling import Sampling
 from llmcli.tokenizer import Tokenizer
 
 STEPS = 1000

@@ -27,10 +27,10 @@ import torch
 from llmcli.benchmarking.environment import environment
 from llmcli.benchmarking.random_model import random_model
 from llmcli.benchmarking.statistics import estimate_ratio
-from llmcli.generation import Request, generate
+from llmcli.generation.loop import Request, generate
+from llmcli.generation.sampling import Sampling
+from llmcli.generation.speculation import Lookup, Propose, Speculating
 from llmcli.loading import load
-from llmcli.sampling import Sampling
-from llmcli.speculation import Lookup, Propose, Speculating
 
 GUESSES = 8
 GOALS = {"begins to repeat": None, "repeats": 1.5, "does not": 0.95, "at worst": None}

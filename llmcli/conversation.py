@@ -12,11 +12,11 @@ from typing import Any
 
 from llmcli import description
 from llmcli.chat_template import ChatTemplate
-from llmcli.completions import SETTINGS, Completion, Session
 from llmcli.errors import InputError
-from llmcli.generation import Request
-from llmcli.prefix import Remembering
-from llmcli.sampling import SEED_LIMIT
+from llmcli.generation.completions import SETTINGS, Completion, Session
+from llmcli.generation.loop import Request
+from llmcli.generation.prefix import Remembering
+from llmcli.generation.sampling import SEED_LIMIT
 
 SCHEMA = "llmcli/chat/1"
 ROLES = ("system", "user", "assistant")

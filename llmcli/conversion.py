@@ -12,7 +12,7 @@ from torch import Tensor
 from llmcli import description, loading
 from llmcli.checkpoints import directory, gguf, safetensors
 from llmcli.checkpoints.file import writing
-from llmcli.data import copied_files
+from llmcli.data.corpus import copied_files
 from llmcli.description import gguf_writing
 from llmcli.errors import InputError
 from llmcli.loading import Loaded

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import InputError, ModelError
+from llmcli.generation.sampling import largest
 from llmcli.loading import Loaded
 from llmcli.ops import softmax
-from llmcli.sampling import largest
 
 MASKS = ("[MASK]", "<mask>")  # either stands for the tokenizer's own
 POOLINGS = ("mean", "cls")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmcli.errors import InputError, ResourceError
-from llmcli.generation import Request, fit, generate
+from llmcli.generation.loop import Request, fit, generate
 from llmcli.loading import Loaded
 
 METRICS = ("exact", "bleu", "rouge")

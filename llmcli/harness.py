@@ -16,8 +16,8 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from llmcli import loading, scoring
-from llmcli.completions import Policy, Session
 from llmcli.errors import InputError
+from llmcli.generation.completions import Policy, Session
 from llmcli.scoring import choices
 from llmcli.scoring.choices import Question
 from llmcli.scoring.protocols import LmEval

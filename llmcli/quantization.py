@@ -10,7 +10,7 @@ import torch
 
 from llmcli import description
 from llmcli.checkpoints import directory, safetensors
-from llmcli.data import copied_files
+from llmcli.data.corpus import copied_files
 from llmcli.loading import Loaded
 from llmcli.nn import quantized
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from llmcli.checkpoints import directory, gguf
-from llmcli.completions import SETTINGS, Completion, Policy, Session
 from llmcli.errors import InputError, ModelError
-from llmcli.generation import Request, start_rows
+from llmcli.generation.completions import SETTINGS, Completion, Policy, Session
+from llmcli.generation.loop import Request, start_rows
 from llmcli.loading import Loaded
 
 SCHEMA = "llmcli/receipt/1"

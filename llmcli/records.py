@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmcli.completions import SCHEMA, SETTINGS, Completion, Session, Stopwatch, identity
 from llmcli.errors import InputError
-from llmcli.generation import Event, Request
+from llmcli.generation.completions import SCHEMA, SETTINGS, Completion, Session, Stopwatch, identity
+from llmcli.generation.loop import Event, Request
 
 
 def parse_record(

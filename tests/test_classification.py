@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from llmcli import classification, finetuning, loading
+from llmcli import classification, loading
 from llmcli.checkpoints import safetensors
+from llmcli.data.examples import Labelled
 from llmcli.errors import InputError, ModelError
-from llmcli.examples import Labelled
 from llmcli.models.gpt2 import GPT2
 from llmcli.nn.classifier import Classifier
+from llmcli.training import finetuning
 from tests.tiny import TINY, write_tokenizer
 
 TEXTS = ["The sea was calm", "said the boy. " * 3, "", "ship", "Where shall we go?"]

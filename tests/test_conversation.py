@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from llmcli.completions import Completion, Policy, Session
 from llmcli.conversation import Conversation
 from llmcli.errors import InputError
+from llmcli.generation.completions import Completion, Policy, Session
+from llmcli.generation.prefix import Remembering
 from llmcli.loading import load
-from llmcli.prefix import Remembering
 from tests.tiny import write_tokenizer
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from llmcli import loading, records
-from llmcli.completions import Policy, Session
-from llmcli.generation import Request, generate
+from llmcli.generation.completions import Policy, Session
+from llmcli.generation.loop import Request, generate
 from tests.marks import kernels_only
 from tests.models.families import Case, write
 

@@ -38,7 +38,7 @@ class Engine:
     def generate(self, prompts: list[list[int]], n: int) -> tuple[list[float], list[list[int]]]:
         import torch
 
-        from llmcli.sampling import greedy
+        from llmcli.generation.sampling import greedy
 
         times, columns = [], []
         with torch.inference_mode():
@@ -60,8 +60,8 @@ class Engine:
         import torch
 
         from llmcli import loading
-        from llmcli.recipe import Recipe
-        from llmcli.training import DROPOUTS, Trainer
+        from llmcli.training.recipe import Recipe
+        from llmcli.training.trainer import DROPOUTS, Trainer
 
         if self.trainer is None:
             loaded = loading.load(self.models / "float32", pack=False, changes=dict.fromkeys(DROPOUTS, 0.0))

@@ -20,8 +20,8 @@ from llmcli.commands.progress import Progress
 from llmcli.errors import InputError
 
 if TYPE_CHECKING:
-    from llmcli.completions import Completion, Session, Stopwatch
-    from llmcli.generation import Event, Request
+    from llmcli.generation.completions import Completion, Session, Stopwatch
+    from llmcli.generation.loop import Event, Request
 
 
 def open_session(
@@ -38,7 +38,7 @@ def open_session(
         raise InputError("--beams: expected --ctx-overflow error or truncate, got slide")
     begin = time.perf_counter()
     loaded = choice.load(kinds=kinds)
-    from llmcli.completions import Policy, Session
+    from llmcli.generation.completions import Policy, Session
 
     if loaded.answers and ctx_overflow == "slide":
         raise InputError(
@@ -72,7 +72,7 @@ def continue_one(
 
     noted: the samples have log-probabilities even if the request, and so its document, has none.
     """
-    from llmcli.completions import Completion, Stopwatch
+    from llmcli.generation.completions import Completion, Stopwatch
 
     watch = Stopwatch(load=session.load_seconds)
     completions = [Completion() for _ in range(request.num_samples)]
@@ -226,7 +226,7 @@ def report(tally: Tally) -> None:
 
 def summary(request: Request, completions: Iterable[Completion], watch: Stopwatch) -> str:
     """One line about what was done and how fast."""
-    from llmcli.completions import rate
+    from llmcli.generation.completions import rate
 
     written = sum(len(completion.tokens) for completion in completions)
     speed = rate(written - request.num_samples, watch.predicted)

@@ -58,7 +58,7 @@ def prepare(
     """
     if not files:
         raise InputError("expected texts or records, got none; name files, or '-' for standard input")
-    from llmcli import cleaning
+    from llmcli.data import cleaning
 
     rules = cleaning.Rules(normalize, min_chars, max_chars, min_letters, near)
     found = cleaning.Report(rules)

@@ -90,7 +90,7 @@ def command(
 
 def read(path: str) -> list[Pair]:
     """The records of a JSONL file or of stdin. Raises InputError with file:line."""
-    from llmcli import examples
+    from llmcli.data import examples
     from llmcli.evaluation import Pair
 
     name = "standard input" if path == "-" else path

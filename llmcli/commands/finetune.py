@@ -27,11 +27,11 @@ from llmcli.commands.progress import Progress, quiet_hub
 from llmcli.errors import InputError
 
 if TYPE_CHECKING:
-    from llmcli.distributed import Team
-    from llmcli.finetuning import ClassEvaluation
     from llmcli.loading import Loaded
-    from llmcli.lora import LoRA
-    from llmcli.training import Trainer
+    from llmcli.training.distributed import Team
+    from llmcli.training.finetuning import ClassEvaluation
+    from llmcli.training.lora import LoRA
+    from llmcli.training.trainer import Trainer
 
 RATE, LORA_RATE = 3e-4, 2e-3
 KINDS = {"lm": WRITES, "classify": ("decoder", "encoder")}  # of models that can learn a task
@@ -97,7 +97,8 @@ def command(
         raise InputError("--sample-every: expected --task lm, got a classifier, which writes no text")
     choice.prepare(training=True)
     learning.check_processes(run, (*data, *files, *val))
-    from llmcli import distributed, finetuning, training
+    from llmcli.training import distributed, finetuning
+    from llmcli.training.trainer import Trainer
 
     adapters = adapters_of(flags)
     records, val_records = list(learning.records((*data, *files))), list(learning.records(val))
@@ -122,7 +123,7 @@ def command(
 
     def make(decoder: Any, team: Team | None = None) -> Trainer:
         model, export = finetuning.prepare(decoder, adapters, lessons.labels, flags["seed"])
-        return training.Trainer(model, lessons.batches, recipe, export=export, team=team)
+        return Trainer(model, lessons.batches, recipe, export=export, team=team)
 
     if run.verify_resume:
         return learning.verify_resume(lambda: make(copy.deepcopy(loaded.model)), run)
@@ -150,7 +151,7 @@ def command(
 
 def adapters_of(flags: dict[str, Any]) -> LoRA | None:
     """The adapters that the flags ask for; flags about adapters without --lora are an InputError."""
-    from llmcli.lora import LoRA
+    from llmcli.training.lora import LoRA
 
     rank, alpha = flags["lora"], flags["lora_alpha"]
     if rank is None:
@@ -163,7 +164,7 @@ def adapters_of(flags: dict[str, Any]) -> LoRA | None:
 
 def load(choice: ModelChoice, kinds: Sequence[str], dropout: float) -> Loaded:
     """The model to begin from, with progress."""
-    from llmcli import distributed, finetuning
+    from llmcli.training import distributed, finetuning
 
     quiet_hub()
     with Progress("loading weights", unit="B") as progress:

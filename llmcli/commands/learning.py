@@ -24,12 +24,12 @@ from llmcli.errors import GateFailed, InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmcli.batches import Row, Shards
-    from llmcli.data import Document
-    from llmcli.examples import Example
-    from llmcli.recipe import Recipe
+    from llmcli.data.batches import Row, Shards
+    from llmcli.data.corpus import Document
+    from llmcli.data.examples import Example
     from llmcli.tokenizer import Tokenizer
-    from llmcli.training import Evaluation, Trainer
+    from llmcli.training.recipe import Recipe
+    from llmcli.training.trainer import Evaluation, Trainer
 
 SCHEDULES = ("cosine", "linear", "wsd")
 PRECISIONS = {"auto": "float32"} | {name: name for name in ("float32", "bfloat16", "float16")}
@@ -99,7 +99,7 @@ def recipe_options(
 
 def recipe(flags: dict[str, Any], *, iters: int, ctx_size: int, dtype: str) -> Recipe:
     """The recipe of the flags of `recipe_options` and of --seed. Raises InputError."""
-    from llmcli.recipe import Recipe
+    from llmcli.training.recipe import Recipe
 
     chosen = {name: flags[name] for name in Recipe.__dataclass_fields__ if name in flags}
     if flags["warmup_steps"] is None:
@@ -128,14 +128,14 @@ class Run:
 
     def journal(self, start: Path | None) -> contextlib.AbstractContextManager[Journal]:
         """The run's log, its own directory's begun anew unless it continues, and TensorBoard."""
-        from llmcli.curves import LOG
+        from llmcli.training.curves import LOG
 
         log = Path(self.output) / LOG if self.log is None else Path(self.log)
         return open_journal(log, anew=self.log is None and start is None, tensorboard=self.tensorboard)
 
     def start(self) -> Path | None:
         """The directory of the checkpoint to continue from; None for a new run."""
-        from llmcli.training import resumable
+        from llmcli.training.trainer import resumable
 
         if self.resume is None or (self.resume == "auto" and not resumable(Path(self.output))):
             return None
@@ -182,7 +182,7 @@ def check_processes(run: Run, paths: Sequence[str]) -> None:
     """
     import os
 
-    from llmcli import distributed
+    from llmcli.training import distributed
 
     if (n_processes := distributed.launched()) == 1:
         return
@@ -211,14 +211,15 @@ def follow(
     `evaluate` makes a report, a dataclass with the field `step`, which `describe` puts into words; the last one is also
     shown as a `table` on stderr. `sample` writes text after a given step.
     """
-    from llmcli import training
+    from llmcli.training.trainer import Step
+    from llmcli.training.trainer import run as run_steps
 
     began, resumed_at, step, evaluation = time.perf_counter(), trainer.steps_done, None, None
     iters, speed, team = trainer.recipe.iters, Speed(trainer), trainer.team
     with terminal.interruptible() as interrupt:
         log = run.journal(run.start()) if team.leads else contextlib.nullcontext(lambda document: None)
         with Progress("training", total=iters, unit="steps") as progress, log as journal:
-            for report in training.run(
+            for report in run_steps(
                 trainer,
                 Path(run.output),
                 files,
@@ -227,7 +228,7 @@ def follow(
                 save_every=run.save_every,
             ):
                 journal(asdict(report))
-                if isinstance(report, training.Step):
+                if isinstance(report, Step):
                     step = report
                     if report.skipped:
                         terminal.note(f"step {report.step}: loss {report.loss:.4f} is a spike; its update is left out")
@@ -277,11 +278,11 @@ def verify_resume(make: Callable[[], Trainer], run: Run) -> None:
     """Train `--verify-resume` steps twice, without touching --output. Raises GateFailed where the weights differ."""
     import tempfile
 
-    from llmcli import training
+    from llmcli.training.trainer import verify_resume
 
     steps = run.verify_resume or 0
     with tempfile.TemporaryDirectory() as folder:
-        straight, resumed = training.verify_resume(make, steps, Path(folder))
+        straight, resumed = verify_resume(make, steps, Path(folder))
     document = {
         "schema": "llmcli/verify-resume/1",
         "steps": steps,
@@ -321,7 +322,7 @@ def loss_in_words(evaluation: Evaluation) -> str:
 
 def records(paths: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """(name, text or JSON object) of files, directories and '-', which is JSONL when it begins with '{'."""
-    from llmcli import examples
+    from llmcli.data import examples
 
     for path in paths:
         if path == "-":
@@ -333,8 +334,8 @@ def records(paths: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 def documents(paths: tuple[str, ...]) -> list[Document]:
     """The whole texts in files, directories and '-'. Raises InputError for examples."""
-    from llmcli import examples
-    from llmcli.data import Document
+    from llmcli.data import examples
+    from llmcli.data.corpus import Document
 
     found = []
     for name, record in records(paths):
@@ -347,7 +348,7 @@ def documents(paths: tuple[str, ...]) -> list[Document]:
 
 def encode(tokenizer: Tokenizer, documents: list[Document], cache: str | None = None) -> Tensor | Shards:
     """The documents as one stream of ids, with progress; `cache` is --token-cache, whose use stderr tells."""
-    from llmcli import token_cache
+    from llmcli.data import token_cache
 
     total = sum(len(doc.text) for doc in documents)
     folder = Path(cache) if cache else token_cache.default_folder() if total >= token_cache.WORTH_IT else None
@@ -368,7 +369,7 @@ def encode_examples(
 
     start_id is that of a model which answers prompts.
     """
-    from llmcli import examples
+    from llmcli.data import examples
 
     rows, done, shortened = [], 0, 0
     with Progress("tokenising", total=len(lessons), unit="examples") as progress:

@@ -41,7 +41,7 @@ def read(files: Sequence[str], errors: str) -> Iterator[str]:
 
 def texts(path: str, errors: str) -> Iterator[str]:
     """The lines of a file or of stdin without their ends, or the texts of a JSONL file."""
-    from llmcli import examples
+    from llmcli.data import examples
 
     if path.endswith(".jsonl"):
         for name, record in examples.split(terminal.read_text(path, errors), path, jsonl=True):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from llmcli.commands import learning, terminal
 
 if TYPE_CHECKING:
-    from llmcli.batches import HeldOut, Row, Rows, Windows
     from llmcli.chat_template import ChatTemplate
+    from llmcli.data.batches import HeldOut, Row, Rows, Windows
     from llmcli.loading import Loaded
 
 
@@ -33,7 +33,8 @@ def language(
     flags: dict[str, Any],
 ) -> Material:
     """Texts alone become one stream; with examples among them, everything becomes rows."""
-    from llmcli import batches, data, examples, finetuning
+    from llmcli.data import batches, corpus, examples
+    from llmcli.training import finetuning
 
     template: ChatTemplate | None = None
 
@@ -44,13 +45,13 @@ def language(
 
     lessons, held = ([examples.lesson(one, name, spans) for name, one in some] for some in (records, val_records))
     ctx_size = finetuning.context(loaded, flags["ctx_size"])
-    documents = [lesson for lesson in lessons if isinstance(lesson, data.Document)]
-    held_documents = [lesson for lesson in held if isinstance(lesson, data.Document)]
+    documents = [lesson for lesson in lessons if isinstance(lesson, corpus.Document)]
+    held_documents = [lesson for lesson in held if isinstance(lesson, corpus.Document)]
     validation = None
     start_id = loaded.model.start_id if loaded.answers else None
     if start_id is None and len(documents) == len(lessons) and len(held_documents) == len(held):
         if not val_records:
-            documents, held_documents = data.split(documents, val_fraction)
+            documents, held_documents = corpus.split(documents, val_fraction)
         stream = learning.encode(loaded.tokenizer, documents, flags["token_cache"])
         ctx_size = max(1, min(ctx_size, len(stream) // 2))  # of a short text, two windows
         if held_documents:
@@ -79,7 +80,9 @@ def classes(
     flags: dict[str, Any],
 ) -> Material:
     """Texts with labels, whose last token is taught the label."""
-    from llmcli import batches, classification, examples, finetuning
+    from llmcli import classification
+    from llmcli.data import batches, examples
+    from llmcli.training import finetuning
 
     given, held = ([examples.labelled(one, name) for name, one in some] for some in (records, val_records))
     if not val_records:

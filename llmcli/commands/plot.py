@@ -12,7 +12,7 @@ from llmcli.commands import terminal
 from llmcli.commands.options import define, option, output_options, verbosity_options
 
 if TYPE_CHECKING:
-    from llmcli.curves import Curve
+    from llmcli.training.curves import Curve
 
 COLORS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, red
 
@@ -47,7 +47,7 @@ def command(
 
     Text needs nothing else; pictures need matplotlib (pip install 'llmcli[plot]').
     """
-    from llmcli import curves
+    from llmcli.training import curves
 
     found = [curves.smooth(curve, smooth) for run in runs for curve in curves.read(run, metric or curves.METRICS)]
     if format in ("png", "svg", "pdf"):
@@ -69,7 +69,7 @@ def command(
 
 def as_text(found: list[Curve], columns: int, height: int, *, log: bool, color: bool) -> str:
     """A chart and its legend; without colours several curves are told apart by letters instead of dots."""
-    from llmcli import curves
+    from llmcli.training import curves
 
     dots = color or len(found) == 1
     chart = curves.chart(found, columns, height, braille=dots, log=log)

@@ -125,7 +125,7 @@ def line(name: str, token: Token, several: bool) -> str:
 
 def hit_record(name: str, token: Token, bits: float) -> dict[str, Any]:
     """A hit of --lint as JSON."""
-    from llmcli.text_stream import spell
+    from llmcli.generation.text_stream import spell
 
     return {
         "name": name, "line": token.line, "column": token.column, "byte_offset": token.offset, "bits": bits,
@@ -135,7 +135,7 @@ def hit_record(name: str, token: Token, bits: float) -> dict[str, Any]:
 
 def columns(tokens: list[Token]) -> dict[str, Any]:
     """A document's tokens as lists of equal length; logprobs are natural, null for the first token."""
-    from llmcli.text_stream import spell
+    from llmcli.generation.text_stream import spell
 
     return {
         "tokens": [spell(token.data) for token in tokens],

@@ -14,9 +14,9 @@ from llmcli.commands.parameters import Function
 from llmcli.errors import InputError
 
 if TYPE_CHECKING:
-    from llmcli.completions import Session
+    from llmcli.generation.completions import Session
+    from llmcli.generation.prefix import Extends
     from llmcli.loading import Loaded
-    from llmcli.prefix import Extends
 
 DRAFTED = 8  # tokens that a draft model guesses at most, where --lookup does not say
 
@@ -45,13 +45,13 @@ class Shortcuts:
         loaded = session.loaded
         model: Extends = loaded.model
         if self.prompt_cache is not None:
-            from llmcli.prompt_cache import PromptCache
+            from llmcli.generation.prompt_cache import PromptCache
 
             require_cache(loaded, "--prompt-cache")
             model = session.reader = PromptCache(loaded, Path(self.prompt_cache))
         if self.lookup is None and self.draft_model is None:
             return
-        from llmcli.speculation import Draft, Lookup, Speculating
+        from llmcli.generation.speculation import Draft, Lookup, Speculating
 
         require_cache(loaded, "--draft-model" if self.lookup is None else "--lookup")
         if self.lookup is not None:

@@ -139,7 +139,7 @@ def score(
 
 def place(document: Document, rule: Rule, position: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """The scored token at a position: its id, its text, and its byte offset in the text that was read."""
-    from llmcli.text_stream import spell
+    from llmcli.generation.text_stream import spell
 
     ids = document.ids.tolist()
     scored = [t for window in rule.windows(len(ids)) for t in range(window.first, window.stop)]

@@ -44,18 +44,18 @@ def train(files: tuple[str, ...], data: tuple[str, ...], vocab_size: int, output
     """
     if not (data or files):
         raise InputError("expected text, got none; name files, or '-' for standard input")
-    from llmcli import data as texts
+    from llmcli.data import corpus
 
     documents = learning.documents((*data, *files))
-    tokenizer = texts.train_tokenizer(documents, vocab_size)
-    n_tokens = sum(len(ids) for _, ids in texts.encode(tokenizer, documents)) - len(documents)
+    tokenizer = corpus.train_tokenizer(documents, vocab_size)
+    n_tokens = sum(len(ids) for _, ids in corpus.encode(tokenizer, documents)) - len(documents)
     n_bytes = sum(document.n_bytes for document in documents)
     directory = Path(output)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot write a tokenizer in {directory}: {error.strerror}") from None
-    for name, text in texts.tokenizer_files(tokenizer).items():
+    for name, text in corpus.tokenizer_files(tokenizer).items():
         with terminal.open_output(str(directory / name)) as file:
             file.write(text)
     summary = {

@@ -68,23 +68,26 @@ def command(
     """Read, tokenise, train, report."""
     engine.prepare(training=True)
     learning.check_processes(run, (*data, *files, *val))
-    from llmcli import batches, distributed, loading, training
-    from llmcli import data as texts
+    from llmcli import loading
+    from llmcli.data import batches, corpus
     from llmcli.tokenizer import Tokenizer
+    from llmcli.training import distributed
+    from llmcli.training.trainer import Trainer
+    from llmcli.training.trainer import build as build_model
 
     start = run.start()
     if not (data or files):
         raise InputError("expected training text, got none; pass --data PATH, or '-' for standard input")
     documents, held = learning.documents((*data, *files)), learning.documents(val)
     if not val:
-        documents, held = texts.split(documents, val_fraction)
+        documents, held = corpus.split(documents, val_fraction)
     known = start or flags["tokenizer"]
-    tokenizer = Tokenizer.open(known) if known else texts.train_tokenizer(documents, flags["vocab_size"])
+    tokenizer = Tokenizer.open(known) if known else corpus.train_tokenizer(documents, flags["vocab_size"])
     described = start / "config.json" if start else flags["config"]
     shape = read_shape(str(described)) if described else PRESETS[flags["preset"]]
     dtype = learning.PRECISIONS[engine.dtype]
     build = functools.partial(
-        training.build,
+        build_model,
         {"vocab_size": tokenizer.vocab_size, **shape, "dtype": dtype},
         tokenizer,
         ctx_size=flags["ctx_size"],
@@ -97,9 +100,9 @@ def command(
     windows = batches.Windows(stream, recipe.ctx_size, recipe.seed)
     device = loading.choose_device(distributed.device(engine.device))
     if run.verify_resume:
-        return learning.verify_resume(lambda: training.Trainer(build()[0].to(device), windows, recipe), run)
+        return learning.verify_resume(lambda: Trainer(build()[0].to(device), windows, recipe), run)
     with distributed.join(run.sharding, device) as team:
-        trainer = training.Trainer(model.to(device), windows, recipe, team=team)
+        trainer = Trainer(model.to(device), windows, recipe, team=team)
         if start is not None:
             trainer.restore(start)
         evaluate = None
@@ -110,7 +113,7 @@ def command(
         learning.announce(trainer, f"{len(stream) / 1e6:.2f} M training tokens")
         learning.follow(
             trainer,
-            texts.side_files(tokenizer, config),
+            corpus.side_files(tokenizer, config),
             run,
             kind="train",
             evaluate=evaluate,

@@ -16,7 +16,7 @@ from llmcli.errors import InputError, ResourceError
 
 if TYPE_CHECKING:
     from llmcli.tokenizer import Tokenizer
-    from llmcli.training import Step, Trainer
+    from llmcli.training.trainer import Step, Trainer
 
 Journal = Callable[[dict[str, Any]], None]  # takes one line of the log, which has a "step"
 
@@ -74,26 +74,26 @@ def scalars(directory: str) -> Iterator[Journal]:
 
 def sampler(trainer: Trainer, tokenizer: Tokenizer, prompt: str) -> Callable[[int], str]:
     """A function that continues the prompt with the weights as they are, differently after each step."""
-    from llmcli import generation
-    from llmcli.sampling import Sampling
+    from llmcli.generation.loop import Request, fit, generate
+    from llmcli.generation.sampling import Sampling
 
     context = int(trainer.model.config.n_positions)
     ids = tokenizer.encode_prompt(prompt)
     if trainer.model.KIND == "decoder" and tokenizer.eos_id is not None:
         ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]  # what stands before a text in training
-    ids = list(generation.fit(ids, SAMPLE_TOKENS, context, "truncate"))
+    ids = list(fit(ids, SAMPLE_TOKENS, context, "truncate"))
     if not ids:
         raise InputError("--sample-prompt: expected text, since the tokenizer has no end-of-text token to begin with")
 
     def write(step: int) -> str:
         import torch
 
-        request = generation.Request(ids, Sampling(temperature=0.8), seed=step, max_tokens=SAMPLE_TOKENS)
+        request = Request(ids, Sampling(temperature=0.8), seed=step, max_tokens=SAMPLE_TOKENS)
         with trainer.team.plain(trainer.model) as model, torch.inference_mode():
             if model is None:
                 return ""
             model.eval()
-            events = generation.generate(model, [request], tokenizer, context=context, device=trainer.device)
+            events = generate(model, [request], tokenizer, context=context, device=trainer.device)
             return "".join(event.text for event in events)
 
     return write

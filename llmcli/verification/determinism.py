@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import InputError
-from llmcli.generation import Generates
-from llmcli.sampling import philox
+from llmcli.generation.loop import Generates
+from llmcli.generation.sampling import philox
 
 
 @dataclass(frozen=True)

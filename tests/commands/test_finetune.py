@@ -11,9 +11,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from llmcli import loading, training
+from llmcli import loading
 from llmcli.cli import cli
 from llmcli.errors import InputError
+from llmcli.training import trainer as training
 from tests.conftest import Result
 from tests.tiny import TEXT
 

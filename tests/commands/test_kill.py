@@ -19,7 +19,8 @@ LIVES = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch._dynamo  # which an optimizer imports, at the cost of a second
-from llmcli import finetuning, training
+from llmcli.training import finetuning
+from llmcli.training import trainer as training
 from llmcli.checkpoints import safetensors
 from llmcli.cli import cli
 

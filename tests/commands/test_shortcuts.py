@@ -12,9 +12,9 @@ import torch
 
 from llmcli.checkpoints import safetensors
 from llmcli.errors import ModelError
+from llmcli.generation.prompt_cache import digest, facts, read
 from llmcli.loading import load
 from llmcli.models.lstm import LSTM, LSTMConfig
-from llmcli.prompt_cache import digest, facts, read
 from tests.conftest import Result
 from tests.marks import kernels_only
 from tests.tiny import TINY, write_checkpoint, write_tokenizer

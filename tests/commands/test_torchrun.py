@@ -28,7 +28,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from llmcli.cli import cli
-from llmcli.training import Trainer
+from llmcli.training.trainer import Trainer
 
 one_step = Trainer.step
 

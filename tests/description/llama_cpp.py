@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from llmcli import conversion, loading
-from llmcli.generation import Request, generate
+from llmcli.generation.loop import Request, generate
 from llmcli.loading import Loaded
 from tests.description.test_gguf import CASES
 from tests.models.families import prompt, write

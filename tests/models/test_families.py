@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from llmcli import loading
 from llmcli.errors import ModelError
-from llmcli.generation import Request, generate
+from llmcli.generation.loop import Request, generate
 from llmcli.models import model_class
 from llmcli.ops import registry
 from tests.models.families import SIZES, Case, prompt, range_error, write

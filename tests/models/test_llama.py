@@ -12,7 +12,7 @@ import torch
 
 from llmcli import loading
 from llmcli.errors import ModelError
-from llmcli.generation import Request, generate
+from llmcli.generation.loop import Request, generate
 from llmcli.models.llama import Llama, LlamaConfig
 from llmcli.ops import registry
 from tests.marks import kernels_only

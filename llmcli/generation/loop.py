@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import InputError
+from llmcli.generation.sampling import SEED_LIMIT, Sampling, largest, uniform
+from llmcli.generation.text_stream import TextStream
 from llmcli.ops import softmax
-from llmcli.sampling import SEED_LIMIT, Sampling, largest, uniform
-from llmcli.text_stream import TextStream
 
 MAX_SAMPLES = 4096  # of one prompt: they decode as one batch
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from llmcli.errors import InputError
-from llmcli.generation import (
+from llmcli.generation.loop import (
     Event,
     Generates,
     Request,
@@ -20,9 +20,9 @@ from llmcli.generation import (
     start_rows,
     token_logprob,
 )
+from llmcli.generation.sampling import Sampling, largest, require_finite
+from llmcli.generation.text_stream import TextStream
 from llmcli.ops import softmax
-from llmcli.sampling import Sampling, largest, require_finite
-from llmcli.text_stream import TextStream
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch import Tensor
 from llmcli import __version__
 from llmcli.checkpoints import safetensors
 from llmcli.errors import ModelError
+from llmcli.generation.prefix import Remembering, shared
 from llmcli.loading import Loaded
 from llmcli.ops import registry
-from llmcli.prefix import Remembering, shared
 
 SCHEMA = "llmcli/prompt-cache/1"
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmcli.beam_search import beam_search
 from llmcli.errors import InputError, ModelError
-from llmcli.generation import Event, Request, generate
-from llmcli.sampling import Sampling
+from llmcli.generation.beam_search import beam_search
+from llmcli.generation.loop import Event, Request, generate
+from llmcli.generation.sampling import Sampling
 from tests.toy import Toy, ToyVocabulary
 
 SIZE = 4

@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli import batches, data, training
-from llmcli.batches import IGNORED, Rows, Windows, held_out
+from llmcli.data import batches, corpus
+from llmcli.data.batches import IGNORED, Rows, Windows, held_out
 from llmcli.errors import InputError, ModelError, ResourceError
-from llmcli.finetuning import class_rows, prepare
 from llmcli.models import model_class
 from llmcli.models.gpt2 import GPT2
 from llmcli.nn.classifier import classifier
-from llmcli.recipe import Recipe, learning_rate
-from llmcli.training import Step, Trainer
+from llmcli.training import trainer as training
+from llmcli.training.finetuning import class_rows, prepare
+from llmcli.training.recipe import Recipe, learning_rate
+from llmcli.training.trainer import Step, Trainer
 from tests.models.families import SIZES
 from tests.tiny import TEXT, TINY
 
@@ -29,8 +30,8 @@ RECIPE = Recipe(iters=6, batch_size=3, grad_accum=2, ctx_size=16, lr=0.02, warmu
 
 @pytest.fixture(scope="module")
 def stream() -> Tensor:
-    document = data.Document("text", TEXT)
-    return torch.cat([ids for _, ids in data.encode(data.train_tokenizer([document], 300), [document])])
+    document = corpus.Document("text", TEXT)
+    return torch.cat([ids for _, ids in corpus.encode(corpus.train_tokenizer([document], 300), [document])])
 
 
 def make(stream: Tensor, recipe: Recipe = RECIPE, *, threads: int = 2, dropout: float = 0.0) -> Trainer:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from llmcli.beam_search import beam_search, check_beams
 from llmcli.errors import InputError
-from llmcli.generation import Batch, Event, Request, TokenLogprob, fit, generate
+from llmcli.generation.beam_search import beam_search, check_beams
+from llmcli.generation.loop import Batch, Event, Request, TokenLogprob, fit, generate
+from llmcli.generation.prefix import Remembering
+from llmcli.generation.sampling import Sampling
+from llmcli.generation.speculation import Speculating
+from llmcli.generation.text_stream import spell
 from llmcli.loading import DEFAULT, Loaded
-from llmcli.prefix import Remembering
-from llmcli.sampling import Sampling
-from llmcli.speculation import Speculating
-from llmcli.text_stream import spell
 from llmcli.tokenizer import Tokenizer
 
 SCHEMA = "llmcli/generation/1"

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmcli import lora
 from llmcli.errors import InputError
-from llmcli.lora import LoRA, LoRALinear
 from llmcli.models.gpt2 import GPT2
+from llmcli.training import lora
+from llmcli.training.lora import LoRA, LoRALinear
 from tests.tiny import TINY
 
 IDS = torch.arange(24).view(2, 12) * 7 % TINY.vocab_size

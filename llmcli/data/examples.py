@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmcli.batches import IGNORED, Row
-from llmcli.data import Document, document, read_files
+from llmcli.data.batches import IGNORED, Row
+from llmcli.data.corpus import Document, document, read_files
 from llmcli.errors import InputError, ModelError
 from llmcli.tokenizer import END_OF_TEXT, Tokenizer
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmcli.generation import Request, generate
+from llmcli.generation.loop import Request, generate
+from llmcli.generation.prefix import Remembering
+from llmcli.generation.sampling import Sampling
+from llmcli.generation.speculation import Draft, Lookup, Propose, Speculating
 from llmcli.loading import load
-from llmcli.prefix import Remembering
-from llmcli.sampling import Sampling
-from llmcli.speculation import Draft, Lookup, Propose, Speculating
 from tests.marks import kernels_only
 from tests.toy import Toy, ToyVocabulary
 

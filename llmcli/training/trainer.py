@@ -24,14 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llmcli.batches import IGNORED, Batches, HeldOut, Shard, cut
 from llmcli.checkpoints import safetensors, sharded
-from llmcli.distributed import Team
+from llmcli.data.batches import IGNORED, Batches, HeldOut, Shard, cut
 from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.models import model_class
 from llmcli.ops import linear_cross_entropy
-from llmcli.recipe import Recipe, learning_rate
 from llmcli.tokenizer import Tokenizer
+from llmcli.training.distributed import Team
+from llmcli.training.recipe import Recipe, learning_rate
 
 Result = TypeVar("Result")
 Report = TypeVar("Report")

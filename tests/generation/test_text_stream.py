@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcli.errors import InputError
-from llmcli.text_stream import TextStream
+from llmcli.generation.text_stream import TextStream
 
 
 def cut(data: bytes, borders: list[int]) -> list[bytes]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from llmcli.errors import InputError, ModelError
-from llmcli.generation import Event, Request, fit, generate
-from llmcli.sampling import Sampling
+from llmcli.generation.loop import Event, Request, fit, generate
+from llmcli.generation.sampling import Sampling
 from tests.toy import Toy, ToyVocabulary
 
 SIZE = 12

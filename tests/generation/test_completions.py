@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from llmcli import records
 from llmcli.commands.terminal import to_json
-from llmcli.completions import SETTINGS, Policy, Session
 from llmcli.errors import InputError
-from llmcli.generation import Batch, Event, Request, TokenLogprob
+from llmcli.generation.completions import SETTINGS, Policy, Session
+from llmcli.generation.loop import Batch, Event, Request, TokenLogprob
 from llmcli.loading import Loaded
 from llmcli.tokenizer import Tokenizer
 from tests.tiny import write_tokenizer

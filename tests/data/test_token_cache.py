@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmcli import data, token_cache
-from llmcli.batches import Shards, Windows
-from llmcli.data import Document
+from llmcli.data import corpus, token_cache
+from llmcli.data.batches import Shards, Windows
+from llmcli.data.corpus import Document
 from llmcli.tokenizer import Tokenizer
 from tests.tiny import TEXT
 
@@ -18,7 +18,7 @@ DOCUMENTS = [Document(str(n), f"{n} {TEXT}") for n in range(5)]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return data.train_tokenizer(DOCUMENTS, 300)
+    return corpus.train_tokenizer(DOCUMENTS, 300)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def two_documents_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_same_ids_and_only_what_changed_is_made(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    plain = torch.cat([ids for _, ids in data.encode(tokenizer, DOCUMENTS)])
+    plain = torch.cat([ids for _, ids in corpus.encode(tokenizer, DOCUMENTS)])
     counts = []
     for documents in (DOCUMENTS, DOCUMENTS, [*DOCUMENTS, Document("more", TEXT)]):
         done: list[int] = []
@@ -38,7 +38,7 @@ def test_the_same_ids_and_only_what_changed_is_made(tokenizer: Tokenizer, tmp_pa
         assert not outcome.problems
     assert counts == [(0, 3), (3, 0), (2, 1)]
     assert len(list(tmp_path.iterdir())) == 4
-    other = data.train_tokenizer(DOCUMENTS, 290)
+    other = corpus.train_tokenizer(DOCUMENTS, 290)
     assert token_cache.encode(other, DOCUMENTS, tmp_path)[1].reused == 0
     stream, outcome = token_cache.encode(tokenizer, DOCUMENTS, None)
     assert torch.equal(stream[:], plain)
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_nothing_and_stops_nothing(
 
     monkeypatch.setattr(token_cache.os, "fsync", full)
     stream, outcome = token_cache.encode(tokenizer, DOCUMENTS, tmp_path)
-    assert torch.equal(stream[:], torch.cat([ids for _, ids in data.encode(tokenizer, DOCUMENTS)]))
+    assert torch.equal(stream[:], torch.cat([ids for _, ids in corpus.encode(tokenizer, DOCUMENTS)]))
     assert outcome.written == 0
     assert "No space left" in outcome.problems[0]
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llmcli import curves
-from llmcli.curves import Curve
 from llmcli.errors import InputError, ModelError
+from llmcli.training import curves
+from llmcli.training.curves import Curve
 
 
 def write(path: Path, *records: object) -> str:

@@ -16,18 +16,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from llmcli import data, description, loading, lora
-from llmcli.batches import IGNORED, HeldOut, Row, Shard
+from llmcli import description, loading
 from llmcli.chat_template import ChatTemplate
 from llmcli.checkpoints import directory
 from llmcli.classification import Figures, figures
+from llmcli.data import corpus
+from llmcli.data.batches import IGNORED, HeldOut, Row, Shard
+from llmcli.data.examples import Labelled
 from llmcli.errors import InputError, ModelError
-from llmcli.examples import Labelled
 from llmcli.loading import CLASSIFIES, Loaded
-from llmcli.lora import LoRA
 from llmcli.models import model_class
 from llmcli.nn.classifier import classifier
-from llmcli.training import DROPOUTS, Trainer
+from llmcli.training import lora
+from llmcli.training.lora import LoRA
+from llmcli.training.trainer import DROPOUTS, Trainer
 
 Item = TypeVar("Item")
 Export = Callable[[Any], dict[str, Tensor]]
@@ -189,7 +191,7 @@ def files(loaded: Loaded, began: dict[str, Any], dtype: str, template: ChatTempl
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
     settings = {} if template is None else {"chat_template": template.source}
-    made = data.copied_files(description.tokenizer_settings(loaded.path), loaded.tokenizer, config, settings)
+    made = corpus.copied_files(description.tokenizer_settings(loaded.path), loaded.tokenizer, config, settings)
     return made | {ORIGIN: json.dumps(began, indent=2) + "\n"}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmcli.errors import InputError, ModelError
-from llmcli.sampling import (
+from llmcli.generation.sampling import (
     Sampling,
     draw,
     frequency_penalty,

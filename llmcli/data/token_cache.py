@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmcli import data
-from llmcli.batches import Shards
-from llmcli.data import Document
+from llmcli.data import corpus
+from llmcli.data.batches import Shards
+from llmcli.data.corpus import Document
 from llmcli.tokenizer import Tokenizer
 
 SHARD_CHARACTERS = 64 << 20
@@ -71,7 +71,7 @@ def encode(
             except (OSError, ValueError) as error:
                 problems.append(f"{path}: {error}; tokenising again")
         ids = []
-        for n_characters, some in data.encode(tokenizer, group):
+        for n_characters, some in corpus.encode(tokenizer, group):
             ids.append(some)
             done += n_characters
             progress(done)

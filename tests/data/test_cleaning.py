@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmcli import cleaning
-from llmcli.cleaning import Report, Rules
+from llmcli.data import cleaning
+from llmcli.data.cleaning import Report, Rules
 from llmcli.errors import InputError
 
 

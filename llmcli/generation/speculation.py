@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmcli.generation.prefix import Extends, Remembering, one_row
 from llmcli.ops import argmax
-from llmcli.prefix import Extends, Remembering, one_row
 
 ORDER = 3  # tokens that must have occurred before for what followed them to be a guess
 PATIENCE = 64  # steps without a guess, at most, after guesses that failed

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcli import data
+from llmcli.data import corpus
 from llmcli.errors import InputError, ModelError
 from llmcli.tokenizer import Tokenizer, pieces
 from tests.tiny import TEXT
@@ -17,14 +17,14 @@ from tests.tiny import TEXT
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return data.train_tokenizer([data.Document("text", TEXT)], 300)
+    return corpus.train_tokenizer([corpus.Document("text", TEXT)], 300)
 
 
 def test_reads_a_directory_in_name_order(tmp_path: Path) -> None:
     for name, text in (("b.txt", "second"), ("a.txt", "first"), ("sub/c.txt", "third"), ("notes.md", "not text")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert [doc.text for doc in data.read_documents(str(tmp_path))] == ["first", "second", "third"]
+    assert [doc.text for doc in corpus.read_documents(str(tmp_path))] == ["first", "second", "third"]
 
 
 @pytest.mark.parametrize(
@@ -41,18 +41,18 @@ def test_refuses_what_is_not_text(tmp_path: Path, content: bytes | None, error: 
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(error, match=words):
-        data.read_documents(str(file))
+        corpus.read_documents(str(file))
 
 
 def test_refuses_a_directory_without_text(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no \.txt file"):
-        data.read_documents(str(tmp_path))
+        corpus.read_documents(str(tmp_path))
 
 
 @given(st.lists(st.text("ab \n", min_size=1, max_size=60), min_size=1, max_size=3), st.floats(0, 0.5))
 def test_split_loses_nothing_and_tears_no_word(texts: list[str], fraction: float) -> None:
-    documents = [data.Document(str(i), text) for i, text in enumerate(texts)]
-    kept, held = data.split(documents, fraction)
+    documents = [corpus.Document(str(i), text) for i, text in enumerate(texts)]
+    kept, held = corpus.split(documents, fraction)
     ends = {doc.name: doc.text for doc in held}
     for whole, part in zip(documents, kept, strict=True):
         end = ends.get(whole.name, "")
@@ -62,7 +62,7 @@ def test_split_loses_nothing_and_tears_no_word(texts: list[str], fraction: float
 
 
 def test_split_holds_out_the_end() -> None:
-    kept, held = data.split([data.Document("x", "word " * 1000)], 0.02)
+    kept, held = corpus.split([corpus.Document("x", "word " * 1000)], 0.02)
     assert kept[0].n_bytes == 4904
     assert held[0].n_bytes == 96
 
@@ -70,7 +70,7 @@ def test_split_holds_out_the_end() -> None:
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_split_refuses_absurd_fractions(fraction: float) -> None:
     with pytest.raises(InputError, match="fraction"):
-        data.split([], fraction)
+        corpus.split([], fraction)
 
 
 def test_tokenizer_has_its_size_and_end_of_text(tokenizer: Tokenizer) -> None:
@@ -80,18 +80,18 @@ def test_tokenizer_has_its_size_and_end_of_text(tokenizer: Tokenizer) -> None:
 
 
 def test_tokenizer_is_the_same_every_time(tokenizer: Tokenizer) -> None:
-    again = data.train_tokenizer([data.Document("text", TEXT)], 300)
+    again = corpus.train_tokenizer([corpus.Document("text", TEXT)], 300)
     assert again.backend.to_str() == tokenizer.backend.to_str()
 
 
 def test_tokenizer_needs_room_for_every_byte() -> None:
     with pytest.raises(InputError, match="more than 256"):
-        data.train_tokenizer([], 256)
+        corpus.train_tokenizer([], 256)
 
 
 @given(text=st.text(st.sampled_from("ab Z1.,'\n\té☃<|"), max_size=80), n_characters=st.integers(1, 20))
 def test_cutting_changes_no_token(text: str, n_characters: int) -> None:
-    tokenizer = data.train_tokenizer([data.Document("text", TEXT)], 300)
+    tokenizer = corpus.train_tokenizer([corpus.Document("text", TEXT)], 300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llmcli.tokenizer.PIECE_CHARS", n_characters)
         cut, in_pieces = list(pieces(text)), tokenizer.encode(text)
@@ -101,8 +101,8 @@ def test_cutting_changes_no_token(text: str, n_characters: int) -> None:
 
 def test_encode_starts_every_document_with_end_of_text(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmcli.tokenizer.PIECE_CHARS", 7)
-    documents = [data.Document("a", TEXT), data.Document("b", "sea")]
-    parts = list(data.encode(tokenizer, documents))
+    documents = [corpus.Document("a", TEXT), corpus.Document("b", "sea")]
+    parts = list(corpus.encode(tokenizer, documents))
     assert sum(n_characters for n_characters, _ in parts) == len(TEXT) + 3
     expected = [0, *tokenizer.encode(TEXT), 0, *tokenizer.encode("sea")]
     assert torch.cat([ids for _, ids in parts]).tolist() == expected

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from llmcli import batches, examples
-from llmcli.batches import IGNORED
 from llmcli.chat_template import SIMPLE, ChatTemplate
-from llmcli.data import Document
+from llmcli.data import batches, examples
+from llmcli.data.batches import IGNORED
+from llmcli.data.corpus import Document
+from llmcli.data.examples import Example, Labelled
 from llmcli.errors import InputError
-from llmcli.examples import Example, Labelled
 from llmcli.tokenizer import Tokenizer
 
 
