@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from llmcli.errors import InputError, ModelError
-from llmcli.tokenizer import END_OF_TEXT, Tokenizer, pieces
+from llmcli.tokenizer import CHARACTERS, END_OF_TEXT, Tokenizer, pieces
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,6 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Tokenizer
         raise InputError(f"a byte-level vocabulary needs more than {len(alphabet)} entries, not {vocab_size}")
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -109,6 +108,29 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Tokenizer
         show_progress=False,
     )
     backend.train_from_iterator((piece for doc in documents for piece in pieces(doc.text)), trainer)
+    return byte_level(backend)
+
+
+def character_tokenizer(documents: Iterable[Document]) -> Tokenizer:
+    """Byte-level BPE that joins the bytes of each character of the texts and nothing else; <|endoftext|> is id 0.
+
+    A character that they lack is known by its bytes.
+    """
+    merges: dict[tuple[str, str], str] = {}
+    for character in sorted(set().union(*(doc.text for doc in documents))):
+        first, *rest = (CHARACTERS[byte] for byte in character.encode())
+        for byte in rest:
+            merges[first, byte] = first + byte
+            first += byte
+    entries = [END_OF_TEXT, *sorted(pre_tokenizers.ByteLevel.alphabet()), *merges.values()]
+    return byte_level(Backend(models.BPE({entry: number for number, entry in enumerate(entries)}, list(merges))))
+
+
+def byte_level(backend: Backend) -> Tokenizer:
+    """A tokenizer of byte-level BPE with <|endoftext|> as id 0, cutting words as GPT-2 does."""
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([END_OF_TEXT])
     return Tokenizer(backend, eos_id=0)
 
 

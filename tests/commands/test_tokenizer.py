@@ -35,6 +35,19 @@ def test_makes_a_tokenizer(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_makes_a_tokenizer_of_characters(tmp_path: Path) -> None:
+    text = "naïve cafés, – and 「日本」 🙂\n\tthe the the\n"
+    code, out, err = train("-", "--characters", "--output", str(tmp_path), "--json", stdin=text)
+    assert code == 0, err
+    tokenizer = Tokenizer.open(tmp_path)
+    ids = tokenizer.encode(text)
+    assert [tokenizer.decode([token]) for token in ids] == list(text)
+    assert json.loads(out)["bytes_per_token"] == len(text.encode()) / len(text)
+    unknown = "Ω日✓"
+    assert tokenizer.decode(tokenizer.encode(unknown)) == unknown
+    assert train("-", "--characters", "--output", str(tmp_path), "--json", stdin="plain")[1].count('"vocab_size": 257')
+
+
 def test_transformers_reads_it(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     assert train("-", "--vocab-size", "300", "--output", str(tmp_path), stdin=TEXT)[0] == 0
@@ -61,6 +74,7 @@ def test_train_uses_it(tmp_path: Path, shell: Callable[..., Result]) -> None:
         (["-"], " \n", 2, "standard input is empty"),
         (["missing.txt"], "", 5, "missing.txt"),
         (["-", "--vocab-size", "256"], "a", 2, "--vocab-size"),
+        (["-", "--vocab-size", "300", "--characters"], "a", 2, "--vocab-size or --characters"),
         (["-", "--output", "/dev/null/here"], TEXT, 6, "/dev/null/here"),
     ],
 )
