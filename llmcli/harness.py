@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,8 +79,12 @@ def settings(given: dict[str, Any]) -> dict[str, Any]:
     return found | {name: given[name] for name in ("top_p", "top_k") if given.get("do_sample") and name in given}
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The harness's own command line."""
     from lm_eval.__main__ import cli_evaluate
 
-    run: Callable[[], None] = cli_evaluate
+    cli_evaluate()
+
+
+if __name__ == "__main__":
     run()
