@@ -35,6 +35,7 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
     template: ChatTemplate | None = None
     unread: int = 0  # of the first messages, which the last prompt had no room for
+    matches: bool | None = None  # whether the last answer matches the constraint, if there is one
 
     def __post_init__(self) -> None:
         loaded = self.session.loaded
@@ -67,6 +68,7 @@ class Conversation:
             if isinstance(self.session.reader, Remembering):
                 self.session.reader.took(completion.tokens[:-1])  # the last one was chosen, and not read
             self.messages.append({"role": "assistant", "content": completion.text})
+            self.matches = completion.matches
 
     def system(self, text: str) -> None:
         """Begin with this system message, in place of another; none if the text is empty."""
@@ -85,6 +87,8 @@ class Conversation:
             parsed = json.loads(value)
         except (ValueError, RecursionError):
             parsed = value
+        if name == "regex" and parsed is not None:
+            parsed = value  # many are JSON, too, such as [0]
         changed = {**self.settings, name: parsed}
         self.session.request("x", changed)
         self.settings = changed

@@ -15,6 +15,7 @@ import torch
 
 from llmcli.checkpoints import directory, gguf
 from llmcli.errors import InputError, ModelError
+from llmcli.generation import constraint
 from llmcli.generation.completions import SETTINGS, Completion, Policy, Session
 from llmcli.generation.loop import Request, start_rows
 from llmcli.loading import Loaded
@@ -41,7 +42,9 @@ def make(session: Session, prompt: str, request: Request, completions: Sequence[
         "request": {
             "max_tokens": request.max_tokens, "num_samples": request.num_samples, "seed": request.seed,
             "stop": list(request.stop), **asdict(request.sampling),
+            **(request.constraint.setting() if request.constraint else {}),
         },
+        **({"constraint_sha256": request.constraint.sha256()} if request.constraint else {}),
         "policy": asdict(session.policy),
         "samples": [
             {
@@ -52,9 +55,13 @@ def make(session: Session, prompt: str, request: Request, completions: Sequence[
             }
             for completion in completions
         ],
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"torch": torch.__version__, "python": platform.python_version(), **_library(request)},
         "llmcli": session.engine,
     }  # fmt: skip
+
+
+def _library(request: Request) -> dict[str, str]:
+    return {} if request.constraint is None else {"llguidance": constraint.library().__version__}
 
 
 def sha256(text: str) -> str:
@@ -184,6 +191,8 @@ def _restore(loaded: Loaded, receipt: Mapping[str, Any]) -> tuple[Session, Reque
     except TypeError:
         raise InputError(f"receipt: expected the fields of a policy, got {', '.join(receipt['policy'])}") from None
     request = session.request(receipt["prompt"], {**receipt["request"], "logprobs": 0})
+    if request.constraint is not None:
+        _expect("constraint", receipt.get("constraint_sha256"), request.constraint.sha256())
     if list(request.ids) != receipt["prompt_ids"]:
         raise ModelError("receipt: its prompt_ids are not those of its prompt; expected the file as it was written")
     return session, request

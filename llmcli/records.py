@@ -14,6 +14,7 @@ from typing import Any
 
 from llmcli.errors import InputError
 from llmcli.generation.completions import SCHEMA, SETTINGS, Completion, Session, Stopwatch, identity
+from llmcli.generation.constraint import KINDS
 from llmcli.generation.loop import Event, Request
 
 
@@ -39,6 +40,8 @@ def parse_record(
     given = {key: record[key] for key in SETTINGS if record.get(key) is not None}
     if record.get("id") is not None and "seed" in defaults:
         given.setdefault("seed", derived_seed(defaults["seed"], record["id"]))
+    if any(kind in given for kind in KINDS):  # the record's own constraint takes the place of the flags'
+        defaults = {name: value for name, value in defaults.items() if name not in KINDS}
     return record, {**defaults, **given}
 
 

@@ -54,6 +54,22 @@ def test_a_turn_reads_only_what_is_new() -> None:
     assert reader.reused == len(tokenizer.encode("Once upon a time" + first)) - 1
 
 
+def test_an_answer_that_must_match(chatty: Path) -> None:
+    conversation = talk(chatty)
+    conversation.set("regex", "[0]")
+    assert (answer(conversation, "sea"), conversation.matches) == ("0", True)
+    conversation.set("json_schema", "null")
+    conversation.set("regex", "[a-c]{9}d")
+    answer(conversation, "sea")
+    assert conversation.matches is False
+    with pytest.raises(InputError, match="got both"):
+        conversation.set("json_schema", "{}")
+    conversation.set("regex", "null")
+    conversation.set("json_schema", '{"const": 7}')
+    assert answer(conversation, "sea") == "7"
+    assert conversation.document()["settings"]["json_schema"] == {"const": 7}
+
+
 def test_without_a_template_the_text_goes_on(tiny_gpt2: Path) -> None:
     conversation = talk(tiny_gpt2)
     assert conversation.template is None

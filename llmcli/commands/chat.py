@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands import terminal
+from llmcli.commands.constraining import constraint_options
 from llmcli.commands.continuing import open_session
 from llmcli.commands.options import (
     ModelChoice,
@@ -60,6 +61,7 @@ A line that begins with a space is sent as it is."""
 )
 @option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; can be repeated.")
 @sampling_options
+@constraint_options
 @option("-c", "--ctx-size", type=click.IntRange(2), metavar="N", help="Tokens to hold. [default: the model's context]")
 @model_options
 @quantize_option
@@ -121,6 +123,8 @@ def converse(talk: Conversation, ask: Callable[[], str]) -> None:
                     out.write("\n")
                     if interrupt.stop_requested:
                         terminal.note("stopped")
+                    elif talk.matches is False:
+                        terminal.note("the answer was cut before it matched; /set max_tokens gives it more room")
                     if talk.unread > unread:
                         terminal.note(f"the context is full: the first {talk.unread} messages are no longer read")
             except KeyboardInterrupt:  # a second one, or one that cleared the line

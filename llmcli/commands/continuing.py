@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands import terminal
+from llmcli.commands.constraining import advice
 from llmcli.commands.options import WRITES, ModelChoice
 from llmcli.commands.progress import Progress
-from llmcli.errors import InputError
+from llmcli.errors import GateFailed, InputError
 
 if TYPE_CHECKING:
     from llmcli.generation.completions import Completion, Session, Stopwatch
@@ -124,6 +125,7 @@ class Tally:
 
     count: int = 0
     problems: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)  # why texts ended that do not match
     interrupt: terminal.Interrupt = field(default_factory=terminal.Interrupt)
 
     def add(self, document: dict[str, Any]) -> None:
@@ -131,6 +133,8 @@ class Tally:
         self.count += 1
         if "error" in document:
             self.problems.append(f"line {document['error']['line']}: {document['error']['message']}")
+        choices = document.get("choices", ())
+        self.unmatched += [choice["finish_reason"] for choice in choices if choice.get("matches") is False]
 
 
 def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -214,7 +218,10 @@ def resume_many(
 
 
 def report(tally: Tally) -> None:
-    """Say on stderr which records failed. Raises InputError when all did, or when there were none."""
+    """Say on stderr which records failed.
+
+    Raises InputError when all did, or when there were none; GateFailed for texts that do not match what they must.
+    """
     count, problems = tally.count, tally.problems
     if not count:
         raise InputError("--jsonl: expected at least one record, got none")
@@ -222,6 +229,10 @@ def report(tally: Tally) -> None:
         raise InputError(f"all {count} records failed; {problems[0]}")
     if problems:
         terminal.note(f"{len(problems)} of {count} records failed; {problems[0]}")
+    if tally.unmatched:
+        raise GateFailed(
+            f"expected texts that match, got {len(tally.unmatched)} that were cut short; {advice(tally.unmatched)}"
+        )
 
 
 def summary(request: Request, completions: Iterable[Completion], watch: Stopwatch) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llmcli.commands import terminal
+from llmcli.commands.constraining import constraint_options, require_matches
 from llmcli.commands.continuing import (
     continue_many,
     continue_one,
@@ -45,6 +46,8 @@ PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endl
         ("the embedded model, greedy: the same text every time", 'llmcli generate "Once upon a time"'),
         ("a pipe; piped text comes before the argument", "cat notes.txt | llmcli generate 'In short:' -n 60"),
         ("three samples as one JSON document", 'llmcli generate "The sea" --temperature 0.8 --num-samples 3 --json'),
+        ("one of three words", 'llmcli generate "The sea was" --regex " (calm|wild|cold)"'),
+        ("JSON of a schema", "llmcli generate -f letter.txt --json-schema order.schema.json -n 300"),
         ("many prompts, eight at a time", "llmcli generate --jsonl prompts.jsonl --batch-size 8 -o texts.jsonl"),
     ],
 )
@@ -70,6 +73,7 @@ PROMPT_LIMIT = 16_000_000  # bytes: more than any context holds, so that an endl
 @option("--stop", multiple=True, metavar="TEXT", help="End before this text; can be repeated.")
 @option("--num-samples", type=click.IntRange(1, 4096), default=1, help="Texts per prompt.")
 @sampling_options
+@constraint_options
 @option("--beams", type=click.IntRange(1, 1024), default=1, help="Search for the likeliest text with this many beams.")
 @option(
     "--length-penalty",
@@ -143,9 +147,11 @@ def command(
                 samples = continue_one(session, request, format, out, interrupt, noted=receipt is not None)
             if format == "text":
                 leave_if(interrupt)  # before the file appears: a text cannot say that it was cut short
+                require_matches(samples)
         leave_if(interrupt)
         if receipt is not None:
             write_receipt(receipt, session, text, request, samples)
+        require_matches(samples)
         return
     if resume and receipt is not None:
         raise InputError("--receipt: expected a whole run, got --resume; a record's document names what decided it")

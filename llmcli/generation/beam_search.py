@@ -63,6 +63,10 @@ def check_beams(request: Request, beams: int) -> None:
     """Raise InputError for settings that contradict a beam search."""
     if request.sampling != Sampling():
         raise InputError("beam search takes the likeliest text: leave temperature, top-k/p, min-p and penalties off")
+    if request.constraint is not None:
+        raise InputError(
+            "beam search takes the likeliest text of all: leave the regex or JSON schema off, or the beams"
+        )
     if request.num_samples > beams:
         raise InputError(f"{request.num_samples} samples need at least as many beams, got {beams}")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from llmcli.errors import InputError
 from llmcli.generation.beam_search import beam_search, check_beams
+from llmcli.generation.constraint import KINDS, Constraints
 from llmcli.generation.loop import Batch, Event, Request, TokenLogprob, fit, generate
 from llmcli.generation.prefix import Remembering
 from llmcli.generation.sampling import Sampling
@@ -25,7 +26,7 @@ from llmcli.tokenizer import Tokenizer
 
 SCHEMA = "llmcli/generation/1"
 SAMPLING = tuple(setting.name for setting in fields(Sampling))
-SETTINGS = ("max_tokens", "num_samples", "seed", "stop", "logprobs", *SAMPLING)
+SETTINGS = ("max_tokens", "num_samples", "seed", "stop", "logprobs", *KINDS, *SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Completion:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+    matches: bool | None = None
 
     def add(self, event: Event) -> None:
         """Take the sequence's next event."""
@@ -54,7 +56,7 @@ class Completion:
             self.tokens.append(event.token)
         if event.logprob is not None:
             self.logprobs.append(event.logprob)
-        self.finish_reason = event.finish_reason
+        self.finish_reason, self.matches = event.finish_reason, event.matches
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Session:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"expected text, got a lone surrogate at character {error.start} of the prompt") from None
-        given = {name: value for name, value in settings.items() if name not in SAMPLING}
+        given = {name: value for name, value in settings.items() if name not in (*SAMPLING, *KINDS)}
         stop = given.pop("stop", ())
         if not isinstance(stop, (str, list, tuple)):
             raise InputError(f"stop must be text or a list of texts, got {stop!r}")
@@ -100,6 +102,7 @@ class Session:
             anew=answers and tokenizer.leads_with_space,
             sampling=Sampling(**sampling),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            constraint=self._constraints.of(settings),
             **given,
         )
         if self.policy.beams > 1:
@@ -137,6 +140,10 @@ class Session:
             self.reader or loaded.model, loaded.tokenizer, context=policy.context, slide=slide, device=loaded.device
         )
 
+    @functools.cached_property
+    def _constraints(self) -> Constraints:
+        return Constraints(self.loaded.tokenizer, anew=self.loaded.answers and self.loaded.tokenizer.leads_with_space)
+
     @property
     def name(self) -> str:
         """The model as documents name it."""
@@ -170,6 +177,7 @@ class Session:
                     "index": index,
                     "text": completion.text,
                     "finish_reason": completion.finish_reason,
+                    **({} if completion.matches is None else {"matches": completion.matches}),
                     "logprobs": None if request.logprobs is None else _logprobs(self.loaded.tokenizer, completion),
                 }
                 for index, completion in enumerate(completions)
@@ -218,4 +226,5 @@ def _logprobs(tokenizer: Tokenizer, completion: Completion) -> dict[str, Any]:
 
 def identity(name: str, request: Request) -> str:
     """An id that the same model, prompt and settings give again."""
-    return "cmpl-" + hashlib.sha256(repr((name, request)).encode()).hexdigest()[:24]
+    decides = (name, request) if request.constraint is None else (name, request, request.constraint)
+    return "cmpl-" + hashlib.sha256(repr(decides).encode()).hexdigest()[:24]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import InputError
-from llmcli.generation.sampling import SEED_LIMIT, Sampling, largest, uniform
+from llmcli.generation.constraint import Constraint, Guide
+from llmcli.generation.sampling import SEED_LIMIT, Sampling, largest, permit, uniform
 from llmcli.generation.text_stream import TextStream
 from llmcli.ops import softmax
 
@@ -56,6 +57,7 @@ class Request:
     anew: bool = field(
         default=False, repr=False
     )  # the text does not continue the prompt: no space before its first word
+    constraint: Constraint | None = field(default=None, repr=False)  # what the text must match
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -69,6 +71,8 @@ class Request:
         if self.logprobs is not None:
             _require_whole("logprobs", self.logprobs, 0)
         TextStream(self.stop)
+        if self.stop and self.constraint is not None:
+            raise InputError("stop: expected none beside a regex or JSON schema, which says where the text ends")
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Event:
     token: int | None
     text: str
     logprob: TokenLogprob | None = None
-    finish_reason: str | None = None  # "stop", "length" or "interrupt"
+    finish_reason: str | None = None  # "stop", "length", "interrupt" or, under a constraint, "dead_end"
+    matches: bool | None = None  # whether a constrained text that has ended matches
 
 
 def fit(ids: Sequence[int], max_tokens: int, context: int, overflow: str) -> Sequence[int]:
@@ -170,9 +175,7 @@ class Batch:
         if not requests:
             return
         rows = [
-            _Row(number, sample, request, TextStream(request.stop, anew=request.anew), list(request.ids))
-            for number, request in requests
-            for sample in range(request.num_samples)
+            _Row.begin(number, sample, request) for number, request in requests for sample in range(request.num_samples)
         ]
         logits, state = self._start(rows, [request.ids for _, request in requests])
         if len(rows) > len(requests):
@@ -235,7 +238,14 @@ class _Row:
     request: Request
     stream: TextStream
     context: list[int]  # the tokens that the model has seen or sees next
+    guide: Guide | None = None
     generated: int = 0
+
+    @classmethod
+    def begin(cls, index: int, sample: int, request: Request) -> _Row:
+        """A request's sample before its first token."""
+        guide = None if request.constraint is None else request.constraint.begin()
+        return cls(index, sample, request, TextStream(request.stop, anew=request.anew), list(request.ids), guide)
 
     def take(self, token: int, logprob: TokenLogprob | None, vocabulary: Vocabulary, limit: int | None) -> Event:
         """Append token; limit is the context's size, None if it slides."""
@@ -246,16 +256,23 @@ class _Row:
             reason = "stop"
         else:
             text = self.stream.push(vocabulary.token_bytes(token))
+            if self.guide is not None:
+                self.guide.take(token)
             if self.stream.stopped:
                 reason = "stop"
+            elif self.guide is not None and self.guide.ended:
+                reason = "stop" if self.guide.matches else "dead_end"
             elif self.generated == self.request.max_tokens or len(self.context) == limit:
                 reason = "length"
         if reason is not None:
             text += self.stream.finish()
-        return Event(self.index, self.sample, token, text, logprob, reason)
+        return Event(self.index, self.sample, token, text, logprob, reason, self._matches(reason))
 
     def interrupt(self) -> Event:
-        return Event(self.index, self.sample, None, self.stream.finish(), None, "interrupt")
+        return Event(self.index, self.sample, None, self.stream.finish(), None, "interrupt", self._matches("interrupt"))
+
+    def _matches(self, reason: str | None) -> bool | None:
+        return None if reason is None or self.guide is None else self.guide.matches
 
 
 class _Chooser:
@@ -294,6 +311,11 @@ class _Chooser:
     @torch.inference_mode()
     def __call__(self, rows: Sequence[_Row], logits: Tensor) -> tuple[list[int], list[TokenLogprob | None]]:
         tokens = [0] * len(rows)
+        permitted = logits
+        if any(row.guide is not None for row in rows):
+            free = torch.ones(logits.shape[-1], dtype=torch.bool)
+            allowed = torch.stack([free if row.guide is None else row.guide.allowed for row in rows])
+            permitted = permit(logits, allowed.to(logits.device))
         for sampling, members in self._groups:
             whole = len(members) == len(rows)
             group = torch.tensor(members, device=logits.device) if not whole else slice(None)
@@ -303,7 +325,7 @@ class _Chooser:
                 if sampling.temperature
                 else []
             )
-            chosen = sampling.choose(logits if whole else logits[group], uniforms, counts).tolist()
+            chosen = sampling.choose(permitted if whole else permitted[group], uniforms, counts).tolist()
             for n, token in zip(members, chosen, strict=True):
                 tokens[n] = token
         if self._counts is not None:

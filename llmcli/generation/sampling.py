@@ -90,6 +90,11 @@ def greedy(logits: Tensor) -> Tensor:
     return tokens
 
 
+def permit(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Keep the tokens that are allowed (N, V)."""
+    return logits.masked_fill(~allowed, -math.inf)
+
+
 def repetition_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
     """Divide positive and multiply negative logits of seen tokens by penalty (Keskar et al. 2019, section 4.1)."""
     if penalty == 1:
