@@ -12,6 +12,17 @@ from llmcli.commands.parameters import Percent
 from llmcli.commands.progress import Progress
 from llmcli.errors import GateFailed, Inconclusive, InputError, ModelError
 
+STORED = (
+    "from_files",
+    "max_increase",
+    "seed",
+    "json",
+    "format",
+    "output",
+    "quiet",
+    "verbose",
+)  # flags beside --from-files
+
 
 @options.define(
     "compare-perplexity",
@@ -20,11 +31,14 @@ from llmcli.errors import GateFailed, Inconclusive, InputError, ModelError
          "llmcli compare-perplexity old/ new/ --max-increase 0.5% held-out/*.txt"),
         ("what bfloat16 costs, with KL divergence",
          "llmcli compare-perplexity gpt2 gpt2 --new-dtype bfloat16 --kl a.txt"),
+        ("what two runs of 'perplexity --json' left in files",
+         "llmcli compare-perplexity --from-files old.json new.json --max-increase 0.5%"),
     ],
 )  # fmt: skip
 @click.argument("old", type=click.Path())
 @click.argument("new", type=click.Path())
 @click.argument("files", nargs=-1, type=click.Path(), metavar="[FILES]...")
+@options.option("--from-files", is_flag=True, help="OLD and NEW are files of 'perplexity --json', and no FILES follow.")
 @options.option("--max-increase", type=Percent(), help="Exit 3 when the perplexity grew by more, 4 when unsure: 0.5%.")
 @options.option(
     "--kl", is_flag=True, help="Compare whole distributions: KL divergence, agreement of the likeliest token."
@@ -45,6 +59,7 @@ def command(
     old: str,
     new: str,
     files: tuple[str, ...],
+    from_files: bool,
     max_increase: float | None,
     kl: bool,
     new_dtype: str | None,
@@ -64,8 +79,19 @@ def command(
 
     The interval of the increase is a block bootstrap over paired differences, in which what makes a text hard cancels.
     With --max-increase, exits with 0 when the whole interval is at most that, with 3 when it is above, and with 4 when
-    it holds it: take more text.
+    it holds it: take more text. Stored results are compared by document and by block of tokens; those that differ in
+    fingerprint are refused.
     """
+    if from_files:
+        refuse_flags(files)
+        with terminal.open_output(output) as out:
+            from llmcli.scoring import comparison, stored
+
+            report = stored.compare(*(stored.parse(terminal.read_text(path), path) for path in (old, new)), seed=seed)
+            word = None if max_increase is None else comparison.verdict(report, max_increase)
+            write(out, format, {"old": old, "new": new, "max_increase_pct": max_increase, "verdict": word, **report})
+        judge(report, word, max_increase)
+        return
     named = texts.read(files, encoding_errors)
     window = texts.stronger(protocol, ctx_size, stride)
     with terminal.open_output(output) as out:
@@ -90,14 +116,36 @@ def command(
         for row in report["worst_tokens"]:
             row |= texts.place(documents[row["document"]], rule, row["position"], one.tokenizer)
         word = None if max_increase is None else comparison.verdict(report, max_increase)
-        facts: dict[str, Any] = {"old": old, "new": new, "max_increase_pct": max_increase, "verdict": word, **report}
-        if format == "json":
-            engines = {"old": one.engine(), "new": two.engine(), "seed": seed}
-            out.write(terminal.to_json({"schema": "llmcli/compare-perplexity/1", **facts, "llmcli": engines}))
-        else:
-            out.write(as_text(facts))
+        facts = {"old": old, "new": new, "max_increase_pct": max_increase, "verdict": word, **report}
+        write(out, format, facts, {"old": one.engine(), "new": two.engine(), "seed": seed})
     if "error" in report:
         raise ModelError(f"{report['error']}; no comparison")
+    judge(report, word, max_increase)
+
+
+def refuse_flags(files: tuple[str, ...]) -> None:
+    """Raise InputError for what says how to score, where nothing is scored."""
+    if files:
+        raise InputError(f"--from-files: expected two files of 'perplexity --json', got another, '{files[0]}'")
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        flagged = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if isinstance(parameter, click.Option) and flagged and name not in STORED:
+            raise InputError(f"{parameter.opts[-1]} says how to score, and --from-files names what was scored")
+
+
+def write(out: terminal.Writer, format: str, facts: dict[str, Any], engines: dict[str, Any] | None = None) -> None:
+    """The comparison in the format that was asked for; engines are those of a live one."""
+    if format == "json":
+        more = {} if engines is None else {"llmcli": engines}
+        out.write(terminal.to_json({"schema": "llmcli/compare-perplexity/1", **facts, **more}))
+    else:
+        out.write(as_text(facts))
+
+
+def judge(report: dict[str, Any], word: str | None, max_increase: float | None) -> None:
+    """Raise what the verdict asks for."""
     low, high = (terminal.figure(report["ci"][end]) for end in ("low", "high"))
     if word == "failed":
         raise GateFailed(f"the perplexity grew by {low} to {high} %, more than {max_increase:g} %")
@@ -116,9 +164,10 @@ def as_text(facts: dict[str, Any]) -> str:
         ["increase %", cell(facts["increase_pct"])],
         ["interval %", f"{cell(ci['low'])} to {cell(ci['high'])}"],
         ["documents improved", f"{cell(facts['documents_improved'])} of {facts['n_documents']}"],
-        ["tokens improved", f"{cell(facts['tokens_improved'])} of {facts['n_tokens']}"],
-        ["change of p", ", ".join(f"{q} {cell(value)}" for q, value in facts["delta_p"].items())],
     ]
+    if facts["tokens_improved"] is not None:
+        rows.append(["tokens improved", f"{cell(facts['tokens_improved'])} of {facts['n_tokens']}"])
+        rows.append(["change of p", ", ".join(f"{q} {cell(value)}" for q, value in facts["delta_p"].items())])
     if "kl" in facts:
         rows.append(["KL(old, new)", ", ".join(f"{name} {value:.3g}" for name, value in facts["kl"].items())])
         rows.append(["likeliest agrees", cell(facts["top1_agreement"])])

@@ -99,15 +99,16 @@ def summarise(documents: Sequence[Document], pairs: Sequence[Pair], protocol: Ru
         for side in ("old", "new")
     ]
     rows = [
-        {"name": documents[n].name, "n_tokens": len(pairs[n].old), "increase_pct": _percent(float(row.mean()))}
+        {"name": documents[n].name, "n_tokens": len(pairs[n].old), "increase_pct": percent(float(row.mean()))}
         for row, n in sorted(zip(increases, used, strict=True), key=lambda pair: -float(pair[0].mean()))
+        if row.mean() > 0
     ]
     moved = np.concatenate([np.exp(pairs[n].new) - np.exp(pairs[n].old) for n in used]) if finite else np.zeros(0)
     report: dict[str, Any] = {
         "old_ppl": _exp(nll[0]),
         "new_ppl": _exp(nll[1]),
-        "increase_pct": _percent(mean),
-        "ci": {**interval, "low": _percent(interval["low"]), "high": _percent(interval["high"])},
+        "increase_pct": percent(mean),
+        "ci": {**interval, "low": percent(interval["low"]), "high": percent(interval["high"])},
         "n_tokens": len(every),
         "n_documents": len(used),
         "documents_improved": sum(row.mean() < 0 for row in increases) / len(used) if finite else None,
@@ -137,7 +138,7 @@ def verdict(report: dict[str, Any], most: float) -> str:
 
 
 def _worst(documents: Sequence[Document], pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """The tokens whose surprise grew most, in bits; position counts the document's scored tokens."""
+    """The tokens whose surprise grew, most first, in bits; position counts the document's scored tokens."""
     found = []
     for n, pair in enumerate(pairs):
         for position in np.argsort(-pair.increase, kind="stable")[:WORST].tolist():
@@ -146,6 +147,7 @@ def _worst(documents: Sequence[Document], pairs: Sequence[Pair]) -> list[dict[st
     return [
         {"name": documents[n].name, "document": n, "position": position, "increase_bits": bits}
         for bits, n, position in found[:WORST]
+        if bits > 0
     ]
 
 
@@ -155,7 +157,7 @@ def _percentiles(values: Floats) -> dict[str, float]:
     return {f"p{q}": float(value) for q, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
 
 
-def _percent(nats: float | None) -> float | None:
+def percent(nats: float | None) -> float | None:
     """A difference of nats per token as per cent of the perplexity."""
     return None if nats is None else 100 * math.expm1(min(nats, 700.0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from llmcli.scoring.documents import Document, Floats
 from llmcli.scoring.protocols import Rule
-from llmcli.scoring.resampling import bootstrap
+from llmcli.scoring.resampling import blocks, bootstrap
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def report(documents: Sequence[Document], scores: Sequence[Floats], protocol: Ru
         sum(totals[i].n_words for i in used),
         error,
     )
-    interval = bootstrap([] if error else [-scores[i].astype(np.float64) for i in used], seed=seed)
+    surprise = [] if error else [-scores[i].astype(np.float64) for i in used]
+    interval, drawn = bootstrap(surprise, seed=seed), blocks(surprise)
     if error:
         interval["method"] = "no perplexity"
     figures = corpus.describe()
@@ -96,6 +97,7 @@ def report(documents: Sequence[Document], scores: Sequence[Floats], protocol: Ru
         "documents": [
             {"name": document.name, **row.describe()} for document, row in zip(documents, totals, strict=True)
         ],
+        "blocks": {"unit": drawn.unit, "n_tokens": drawn.counts.astype(int).tolist(), "nll": drawn.sums.tolist()},
     }
 
 
@@ -111,9 +113,18 @@ def macro(totals: Sequence[Total]) -> dict[str, float | None]:
 
 
 def fingerprint(documents: Sequence[Document], protocol: Rule) -> str:
-    """SHA-256 over the protocol and the texts in order: equal fingerprints, comparable perplexities."""
-    data = hashlib.sha256("".join(document.sha256 for document in documents).encode()).hexdigest()
-    return hashlib.sha256(json.dumps({**protocol.describe(), "data": data}, sort_keys=True).encode()).hexdigest()
+    """SHA-256 over the protocol and the texts in order: equal fingerprints, comparable perplexities.
+
+    Where the protocol divides by tokens, their ids count, too: another tokenizer makes another number of them.
+    """
+    covered = {**protocol.describe(), "data": _joint(document.sha256 for document in documents)}
+    if protocol.headline == "ppl":
+        covered["tokens"] = _joint(hashlib.sha256(document.ids.numpy().tobytes()).hexdigest() for document in documents)
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def _joint(digests: Iterable[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _exp(x: float | None) -> float | None:

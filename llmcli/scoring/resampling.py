@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,34 +12,59 @@ import numpy.typing as npt
 
 from llmcli.scoring.documents import Floats
 
+DOCUMENTS = 30  # as many are drawn whole
 
-def bootstrap(values: Sequence[Floats], *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Interval of the mean over all values, by the studentised block bootstrap (Davison & Hinkley 1997, 2.4, 8.2).
 
-    Neighbouring tokens are correlated, so blocks are drawn: whole documents when there are at least 30, else
-    stretches of about sqrt(n) tokens. Fewer than 8 values give no interval (None).
+@dataclass(frozen=True)
+class Blocks:
+    """What a bootstrap draws: sums (M,) and numbers (M,) of the values of each block, and what a block is."""
+
+    sums: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.float64]
+    unit: str  # "documents" or "72 tokens"
+
+
+def blocks(values: Sequence[Floats]) -> Blocks:
+    """Whole documents when there are at least 30, else stretches of about sqrt(n) tokens: neighbours are correlated.
+
+    More than a thousand blocks cost time and add nothing: neighbours are merged.
     """
     n = sum(map(len, values))
+    length = min(max(1, math.isqrt(n)), max(1, n // 8))
+    by_document = len(values) >= DOCUMENTS
+    pieces = [
+        piece for v in values for piece in ([v] if by_document else np.array_split(v, max(1, round(len(v) / length))))
+    ]
+    sums, counts = [float(piece.sum()) for piece in pieces], [len(piece) for piece in pieces]
+    groups = np.array_split(np.arange(len(sums)), min(len(sums), 1024)) if sums else []
+    return Blocks(
+        np.array([sum(sums[i] for i in group) for group in groups], dtype=np.float64),
+        np.array([sum(counts[i] for i in group) for group in groups], dtype=np.float64),
+        "documents" if by_document else f"{length} tokens",
+    )
+
+
+def bootstrap(values: Sequence[Floats], *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Interval of the mean over all values, as `interval` of their `blocks`; not below 0 when no value is."""
+    floor = 0.0 if min((float(v.min()) for v in values if len(v)), default=-1.0) >= 0 else -math.inf
+    return interval(blocks(values), level=level, resamples=resamples, seed=seed, floor=floor)
+
+
+def interval(
+    drawn: Blocks, *, level: float = 0.95, resamples: int = 1000, seed: int = 0, floor: float = -math.inf
+) -> dict[str, Any]:
+    """Interval of sum over number by the studentised block bootstrap (Davison & Hinkley 1997, 2.4, 8.2).
+
+    Fewer than 8 values give no interval (None).
+    """
     answer = {"level": level, "low": None, "high": None, "method": "fewer than 8 tokens"}
-    if n < 8:
+    m = len(drawn.sums)
+    if drawn.counts.sum() < 8:
         return answer
-    by_document = len(values) >= 30
-    length = min(max(1, math.isqrt(n)), n // 8)
-    if by_document:
-        sums, counts = [float(v.sum()) for v in values], [len(v) for v in values]
-    else:
-        blocks = [b for v in values for b in np.array_split(v, max(1, round(len(v) / length)))]
-        sums, counts = [float(b.sum()) for b in blocks], [len(b) for b in blocks]
-    # More than a thousand blocks cost time and add nothing: neighbours are merged.
-    groups = np.array_split(np.arange(len(sums)), min(len(sums), 1024))
-    s = np.array([sum(sums[i] for i in group) for group in groups])
-    c = np.array([sum(counts[i] for i in group) for group in groups], dtype=np.float64)
-    low, high = _studentised(s, c, level, np.random.default_rng(seed).integers(0, len(s), (resamples, len(s))))
-    if min(float(v.min()) for v in values if len(v)) >= 0:
-        low = max(0.0, low)  # no mean of such values is below 0
-    unit = "documents" if by_document else f"{length} tokens"
-    method = f"studentised bootstrap, {resamples} resamples of {len(s)} blocks of {unit}, seed {seed}"
-    return {"level": level, "low": low, "high": high, "method": method}
+    draws = np.random.default_rng(seed).integers(0, m, (resamples, m))
+    low, high = _studentised(drawn.sums, drawn.counts, level, draws)
+    method = f"studentised bootstrap, {resamples} resamples of {m} blocks of {drawn.unit}, seed {seed}"
+    return {"level": level, "low": max(floor, low), "high": high, "method": method}
 
 
 def _studentised(
