@@ -140,6 +140,14 @@ def test_every_kernel_header_is_compiled_for_every_instruction_set() -> None:
         )
 
 
+def test_every_cuda_kernel_has_a_launcher_a_binding_and_a_test() -> None:
+    launchers = (ROOT / "csrc/cuda/kernels.h").read_text()
+    for kernel in (ROOT / "csrc/cuda").glob("*.cu"):
+        assert f"cudaError_t {kernel.stem}(" in launchers, f"{kernel.stem}: not in csrc/cuda/kernels.h"
+        assert (ROOT / f"csrc/ops/{kernel.stem}_cuda.cpp").exists(), f"{kernel.stem}: no binding"
+        assert (ROOT / f"tests/cuda/test_{kernel.stem}.py").exists(), f"{kernel.stem}: no test"
+
+
 def test_every_command_and_model_is_in_its_table() -> None:
     from llmcli.cli import COMMANDS
     from llmcli.models import MODELS

@@ -1,0 +1,15 @@
+// What the GPU offers: one launcher for each kernel, on the argument structs of the CPU (cpu/kernels.h), with
+// pointers to device memory. A launcher puts its kernel on the stream, waits for nothing and allocates
+// nothing. An item's result depends on the item alone: the threads that share it are chosen by its length,
+// never by the number of items or by the GPU.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "../cpu/kernels.h"
+
+namespace llmcli::cuda {
+
+cudaError_t softmax(const cpu::SoftmaxArgs& args, int64_t rows, cudaStream_t stream);
+cudaError_t softmax_backward(const cpu::SoftmaxBackwardArgs& args, int64_t rows, cudaStream_t stream);
+
+}  // namespace llmcli::cuda

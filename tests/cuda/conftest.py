@@ -1,0 +1,90 @@
+"""The operators' tests on the CUDA kernels: on a GPU where there is one, else on a CPU that emulates it."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cuda import building
+
+ORDERS = (0, 1)  # of threads, and of copies: see emulation/fibers.h
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels(request: pytest.FixtureRequest) -> Callable[[str], Callable[..., Any]]:
+    """From an operator's name to a function of CPU tensors that its CUDA kernel serves."""
+    if torch.cuda.is_available():
+        return on_gpu
+    folder: Path = request.config.cache.mkdir("cuda-emulation")  # type: ignore[union-attr]
+    csrc = building.ROOT / "csrc"
+    sources = [*csrc.glob("cuda/*.cu"), *csrc.glob("ops/*_cuda.cpp"), building.EMULATION / "torch_cuda.cpp"]
+    path = building.library(sorted(sources), folder)
+    torch.ops.load_library(str(path))
+    reverse = ctypes.CDLL(str(path)).emulation_reverse
+    return lambda name: emulated(name, reverse)
+
+
+def emulated(name: str, reverse: Callable[[int], None]) -> Callable[..., Any]:
+    """The operator's CUDA binding called with CPU tensors, in two orders of threads that must give the same bits."""
+    operator = getattr(torch.ops.llmcli, name).default
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        results = []
+        for order in ORDERS:
+            reverse(order)
+            results.append(operator.redispatch(cuda, *args, **kwargs))
+        for one, two in zip(*map(tensors, results), strict=True):
+            assert torch.equal(one.view(torch.uint8), two.view(torch.uint8)), "the order of threads changes the result"
+        return results[0]
+
+    return call
+
+
+def on_gpu(name: str) -> Callable[..., Any]:
+    """The operator on copies of its arguments on the GPU; what it writes into is copied back."""
+    operator = getattr(torch.ops.llmcli, name).default
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        there = [x.cuda() if isinstance(x, Tensor) else x for x in args]
+        written = {key: x.cuda() for key, x in kwargs.items()}
+        result = operator(*there, **written)
+        for key, x in written.items():
+            kwargs[key].copy_(x)
+        if isinstance(result, tuple):
+            return tuple(x.cpu() for x in result)
+        return None if result is None else result.cpu()
+
+    return call
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """The tensors that an operator returned, in rows of bytes."""
+    found = result if isinstance(result, tuple) else () if result is None else (result,)
+    return [x.contiguous().flatten() for x in found]
+
+
+@pytest.fixture
+def isa(cuda_kernels: Callable[[str], Callable[..., Any]]) -> Iterator[str]:
+    """In place of the CPU's instruction sets: operators that have a CUDA kernel are served by it."""
+    library = torch.library.Library("llmcli", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a kernel is put over another is the point
+        for name in served():
+            library.impl(name, cuda_kernels(name), "CPU")
+    yield "cuda"
+    library._destroy()
+
+
+def served() -> list[str]:
+    """Operators that have a CUDA kernel."""
+    from llmcli.ops import registry
+
+    return [operator for operator in registry._NAMES if registry._has_kernel(operator, "cuda")]
