@@ -34,6 +34,7 @@ class Conversation:
     settings: dict[str, Any]
     messages: list[dict[str, str]] = field(default_factory=list)
     template: ChatTemplate | None = None
+    memory: Remembering | None = None  # of what the model has read
     unread: int = 0  # of the first messages, which the last prompt had no room for
     matches: bool | None = None  # whether the last answer matches the constraint, if there is one
 
@@ -44,7 +45,7 @@ class Conversation:
             eos_id = loaded.tokenizer.eos_id
             self.template = ChatTemplate.of(settings, "" if eos_id is None else loaded.tokenizer.end_of_text())
         if getattr(loaded.model, "CACHES_KEYS", False):
-            self.session.reader = Remembering(loaded.model)
+            self.memory = self.session.reader = Remembering(loaded.model)
         self.session.request("x", self.settings)  # settings that cannot be used are refused here
 
     def answer(self, text: str, interrupted: Callable[[], bool]) -> Iterator[str]:
@@ -65,8 +66,8 @@ class Conversation:
                 completion.add(event)
                 yield event.text
         finally:
-            if isinstance(self.session.reader, Remembering):
-                self.session.reader.took(completion.tokens[:-1])  # the last one was chosen, and not read
+            if self.memory is not None:
+                self.memory.took(completion.tokens[:-1])  # the last one was chosen, and not read
             self.messages.append({"role": "assistant", "content": completion.text})
             self.matches = completion.matches
 

@@ -12,7 +12,9 @@ from llmcli.conversation import Conversation
 from llmcli.errors import InputError
 from llmcli.generation.completions import Completion, Policy, Session
 from llmcli.generation.prefix import Remembering
+from llmcli.generation.speculation import Draft, Lookup, Speculating
 from llmcli.loading import load
+from tests.marks import kernels_only
 from tests.tiny import write_tokenizer
 
 
@@ -52,6 +54,23 @@ def test_a_turn_reads_only_what_is_new() -> None:
     answer(conversation, "and then")
     # All but the token that was chosen last, and not read.
     assert reader.reused == len(tokenizer.encode("Once upon a time" + first)) - 1
+
+
+@kernels_only
+@pytest.mark.parametrize("drafted", [False, True])
+def test_guesses_change_no_answer_and_nothing_is_read_twice(chatty: Path, drafted: bool) -> None:
+    plain, ahead = talk(chatty, max_tokens=9), talk(chatty, max_tokens=9)
+    assert isinstance(ahead.memory, Remembering)
+    loaded, counts = ahead.session.loaded, []
+    guesser = Draft(loaded.model, loaded.tokenizer.vocab_size, 64, "cpu")
+    ahead.session.reader = Speculating(ahead.memory, (lambda: guesser) if drafted else Lookup, 4)
+    for text in ("sea sea sea sea", "no sea sea sea", "ship"):
+        assert answer(plain, text) == answer(ahead, text)
+        assert plain.memory is not None
+        assert plain.memory.ids == ahead.memory.ids
+        assert plain.memory.reused == ahead.memory.reused
+        counts.append(ahead.session.reader.details()["completion_tokens_details"]["accepted_prediction_tokens"])
+    assert not drafted or min(counts) > 3
 
 
 def test_an_answer_that_must_match(chatty: Path) -> None:

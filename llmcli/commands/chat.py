@@ -22,6 +22,7 @@ from llmcli.commands.options import (
     sampling_options,
     verbosity_options,
 )
+from llmcli.commands.shortcuts import Shortcuts, guess_options
 from llmcli.errors import InputError, LlmcliError, ResourceError
 
 if TYPE_CHECKING:
@@ -62,12 +63,20 @@ A line that begins with a space is sent as it is."""
 @option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; can be repeated.")
 @sampling_options
 @constraint_options
+@guess_options
 @option("-c", "--ctx-size", type=click.IntRange(2), metavar="N", help="Tokens to hold. [default: the model's context]")
 @model_options
 @quantize_option
 @cache_dtype_option
 @verbosity_options
-def command(system: str | None, resume: str | None, ctx_size: int | None, choice: ModelChoice, **settings: Any) -> None:
+def command(
+    system: str | None,
+    resume: str | None,
+    ctx_size: int | None,
+    choice: ModelChoice,
+    shortcuts: Shortcuts,
+    **settings: Any,
+) -> None:
     """Answer line by line, with line editing and a history; '/help' inside lists what else there is.
 
     The model's own chat template makes a prompt of the messages; a model without one continues the text. Each turn
@@ -75,12 +84,14 @@ def command(system: str | None, resume: str | None, ctx_size: int | None, choice
     """
     if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
         raise InputError("chat: expected a terminal to read from and to write to; in a pipe use 'llmcli generate'")
+    shortcuts.check(beams=1, batch_size=1, jsonl=False)
     ask = line_editor()
     settings["stop"] = list(settings["stop"])
     session = open_session(choice, 1, 1.0, ctx_size, "error", kinds=("decoder",))
     from llmcli.conversation import Conversation
 
     talk = Conversation(session, settings)
+    shortcuts.take(session, choice)
     if resume is not None:
         context, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
         given = {name: value for name, value in settings.items() if context.get_parameter_source(name) is not default}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ class Shortcuts:
 
     lookup: int | None
     draft_model: str | None
-    prompt_cache: str | None
+    prompt_cache: str | None = None
 
     def check(self, beams: int, batch_size: int, jsonl: bool) -> None:
         """Raise InputError where the flags do not fit to others."""
@@ -41,9 +40,14 @@ class Shortcuts:
             raise InputError(f"{flag}: expected {other} 1, because it reads one text at a time; leave one of them out")
 
     def take(self, session: Session, choice: ModelChoice) -> None:
-        """Put what was asked for before the session's model. Raises InputError for a model that cannot forget."""
+        """Put what was asked for before the session's model, and a memory that is there already.
+
+        Raises InputError for a model that cannot forget.
+        """
+        from llmcli.generation.prefix import Remembering
+
         loaded = session.loaded
-        model: Extends = loaded.model
+        model: Extends = session.reader if isinstance(session.reader, Remembering) else loaded.model
         if self.prompt_cache is not None:
             from llmcli.generation.prompt_cache import PromptCache
 
@@ -61,8 +65,8 @@ class Shortcuts:
         require_cache(draft, "--draft-model")
         require_vocabulary(loaded, draft)
         context = min(draft.model.config.n_positions, session.policy.context)
-        begin = partial(Draft, draft.model, draft.tokenizer.vocab_size, context, draft.device)
-        session.reader = Speculating(model, begin, DRAFTED)
+        guesser = Draft(draft.model, draft.tokenizer.vocab_size, context, draft.device)
+        session.reader = Speculating(model, lambda: guesser, DRAFTED)  # which remembers texts that begin alike
 
 
 def require_cache(loaded: Loaded, flag: str) -> None:
@@ -84,32 +88,35 @@ def require_vocabulary(loaded: Loaded, draft: Loaded) -> None:
         )
 
 
+_GUESSES = (
+    option(
+        "--lookup",
+        type=click.IntRange(1, 64),
+        metavar="N",
+        help="Guess up to N tokens from where the text last went on like this; the same bytes, sooner if it "
+        "repeats itself.",
+    ),
+    option(
+        "--draft-model",
+        type=click.Path(),
+        metavar="MODEL",
+        help="A smaller model with the same vocabulary that guesses the next tokens; the same bytes.",
+    ),
+)
+_PROMPT_CACHE = option(
+    "--prompt-cache",
+    type=click.Path(),
+    metavar="FILE",
+    help="Keep the prompt's keys and values in FILE; a prompt that begins like it is read from where they part. The "
+    "same bytes.",
+)
+
+
+def guess_options(function: Function) -> Function:
+    """Add --lookup and --draft-model; the command gets them as `shortcuts: Shortcuts`."""
+    return gather(function, Shortcuts, "shortcuts", _GUESSES)
+
+
 def shortcut_options(function: Function) -> Function:
     """Add --lookup, --draft-model and --prompt-cache; the command gets them as `shortcuts: Shortcuts`."""
-    return gather(
-        function,
-        Shortcuts,
-        "shortcuts",
-        (
-            option(
-                "--lookup",
-                type=click.IntRange(1, 64),
-                metavar="N",
-                help="Guess up to N tokens from where the text last went on like this; the same bytes, sooner if it "
-                "repeats itself.",
-            ),
-            option(
-                "--draft-model",
-                type=click.Path(),
-                metavar="MODEL",
-                help="A smaller model with the same vocabulary that guesses the next tokens; the same bytes.",
-            ),
-            option(
-                "--prompt-cache",
-                type=click.Path(),
-                metavar="FILE",
-                help="Keep the prompt's keys and values in FILE; a prompt that begins like it is read from where they "
-                "part. The same bytes.",
-            ),
-        ),
-    )
+    return gather(function, Shortcuts, "shortcuts", (*_GUESSES, _PROMPT_CACHE))
