@@ -135,7 +135,7 @@ class Run:
 
     def start(self) -> Path | None:
         """The directory of the checkpoint to continue from; None for a new run."""
-        from llmcli.training.trainer import resumable
+        from llmcli.training.checkpoint import resumable
 
         if self.resume is None or (self.resume == "auto" and not resumable(Path(self.output))):
             return None

@@ -6,31 +6,28 @@ Knows ids, tensors and checkpoint files; knows neither text nor terminals.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recompute
 
-from llmcli.checkpoints import safetensors, sharded
 from llmcli.data.batches import IGNORED, Batches, HeldOut, Shard, cut
-from llmcli.errors import InputError, ModelError, ResourceError
+from llmcli.errors import InputError, ModelError
 from llmcli.models import model_class
 from llmcli.ops import linear_cross_entropy
 from llmcli.tokenizer import Tokenizer
+from llmcli.training import checkpoint
 from llmcli.training.distributed import Team
+from llmcli.training.optimizer import MOMENTS, PARTS, AdamW
 from llmcli.training.recipe import Recipe, learning_rate
 
 Result = TypeVar("Result")
@@ -38,8 +35,6 @@ Report = TypeVar("Report")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-STATE = "training.safetensors"  # float32 weights, AdamW's moments, the number of steps done
-MOMENTS = ("exp_avg", "exp_avg_sq")
 RECENT = 64  # steps whose losses say what a spike is
 DROPOUTS = ("embd_pdrop", "resid_pdrop", "attn_pdrop")  # keys of a model's configuration
 
@@ -96,10 +91,11 @@ def build(
 class Trainer:
     """AdamW on float32 masters of the weights that require a gradient; the model runs in the recipe's dtype.
 
-    A step's batch is cut into shards of about SHARD_TOKENS tokens. On a CPU each thread takes whole shards and shares
-    no operation with another thread; gradients are added in the order of the shards. So the weights after n steps do
-    not depend on the number of threads, and a busy core delays its own shard only. With dropout, whose random numbers
-    come from one generator, the shards take turns, and the weights do depend on it.
+    A step's batch is cut into shards of about SHARD_TOKENS tokens, or of half its rows if that is less. On a CPU each
+    thread takes whole shards and shares no operation with another thread; gradients are added in the order of the
+    shards. So the weights after n steps do not depend on the number of threads, and a busy core delays its own shard
+    only. With dropout, whose random numbers come from one generator, the shards take turns, and the weights do depend
+    on it.
 
     Every process of a team reads the whole batch of a step and takes its rows of it.
     """
@@ -111,7 +107,7 @@ class Trainer:
         recipe: Recipe,
         *,
         threads: int | None = None,
-        export: Callable[[Any], dict[str, Tensor]] | None = None,
+        export: checkpoint.Export | None = None,
         team: Team | None = None,
     ) -> None:
         self.model, self.batches, self.recipe, self.team = model, batches, recipe, team or Team()
@@ -126,17 +122,17 @@ class Trainer:
         self.names = [name for name, weight in model.named_parameters() if weight.requires_grad]
         self.masters, self.parameters = self.team.place(model, self.names, DTYPES[recipe.dtype])
         self.device = self.masters[0].device
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.masters, recipe.weight_decay), lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, fused=True
-        )
         threads = threads or torch.get_num_threads()
         dropout = any(getattr(model.config, name, 0) for name in DROPOUTS)
         in_turn = self.device.type != "cpu" or dropout or not self.team.whole
         workers, threads_each = (1, threads) if in_turn else (threads, 1)
+        # Two threads share the smallest step, too; more shards would cost more than they bring.
+        self.shard_rows = recipe.batch_size if in_turn else -(-recipe.batch_size // 2)
+        self.optimizer = AdamW(self.masters, recipe.weight_decay, most_parts=1 if in_turn else PARTS)
         self.pool = ThreadPoolExecutor(workers, "shard", begin_thread, (threads_each, self.device))
         if recipe.activation_checkpointing:
             recompute_blocks(model, dropout=dropout)
-        self._publish()
+        self._publish(range(len(self.masters)))
 
     @property
     def flops_per_token(self) -> float | None:
@@ -161,30 +157,31 @@ class Trainer:
         # A step's dropout does not depend on earlier steps.
         torch.manual_seed(recipe.seed + self.steps_done + 1_000_003 * self.team.rank)
         inputs, targets = self.batches.batch(self.steps_done * recipe.rows_per_step, recipe.rows_per_step)
-        shards = cut(*self.team.rows((inputs, targets)), recipe.batch_size)
+        shards = cut(*self.team.rows((inputs, targets)), self.shard_rows)
         gradients = functools.partial(self._gradients, 1 / int((targets != IGNORED).sum()))
+        parts = self.optimizer.parts
         with one_thread():
             loss = 0.0
-            for part, grads in self.pool.map(gradients, shards):
-                loss += part
-                for master, grad in zip(self.masters, grads, strict=True):
-                    # Contiguous: torch's fused AdamW reads a gradient as if it were.
-                    master.grad = grad.float().contiguous() if master.grad is None else master.grad.add_(grad)
-            losses, tokens = zip(*self.team.gather((loss, sum(part.numel() for part, _ in shards))), strict=True)
+            for place, (share, grads) in enumerate(self.pool.map(gradients, shards)):
+                loss += share
+                add = functools.partial(self.optimizer.add, gradients=grads, first=place == 0)
+                apply = map if place + 1 < len(shards) else self.pool.map  # the other threads have shards to do
+                list(apply(add, parts))
+            losses, tokens = zip(*self.team.gather((loss, sum(shard.numel() for shard, _ in shards))), strict=True)
             loss = sum(losses)
             self.team.add([master.grad for master in self.masters if master.grad is not None])
-            norm = self.team.full(nn.utils.clip_grad_norm_(self.masters, recipe.clip or math.inf)).item()
+            norms = list(self.pool.map(self.optimizer.norm, parts))
+            norm = self.team.full(nn.utils.get_total_norm(norms)).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise InputError(
                     f"training diverged at step {self.steps_done + 1}: loss {loss}, gradient norm {norm}, "
                     f"learning rate {rate:g}; lower --lr or lengthen --warmup-steps"
                 )
             if not (skipped := self._is_spike(loss)):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                self.optimizer.step()
-            self.optimizer.zero_grad()
-            self._publish()
+                scale = min(1.0, recipe.clip / (norm + 1e-6)) if recipe.clip else 1.0
+                list(self.pool.map(functools.partial(self._update, rate, scale), parts))
+            if self.parameters[0].dtype == torch.float32:  # whose gradients need no memory of their own
+                self.optimizer.let_go()
         self.steps_done += 1
         self.skipped += skipped
         self.tokens_read += sum(tokens)
@@ -202,54 +199,20 @@ class Trainer:
         return self.team.each(shards, functools.partial(self.pool.map, torch.no_grad()(function)))
 
     def save(self, directory: Path, files: dict[str, str]) -> None:
-        """Write a checkpoint in the Hugging Face layout, weights in the recipe's dtype, with what resuming needs.
+        """Write a checkpoint, called by every process; `files` are further texts by name (config.json, …).
 
-        The process that leads writes it; of a state that is sharded, each its part.
-        `files` are further texts by name (config.json, tokenizer.json). Everything is written beside and renamed when
-        all of it is on disk; ResourceError when the disk is full, with the previous checkpoint intact.
+        Raises ResourceError when the disk is full, with the previous checkpoint intact.
         """
-        partial = directory / ".partial"
-        weights = dict(zip(self.names, self.masters, strict=True))
         state = {"step": torch.tensor(self.steps_done)}
         if self.recipe.skip_spikes:
             state |= {"skipped": torch.tensor(self.skipped), "recent": torch.tensor(self.recent, dtype=torch.float64)}
-        for name, master in weights.items():
+        for name, master in zip(self.names, self.masters, strict=True):
             state[f"weight.{name}"] = master.detach()
-            for moment in MOMENTS:
-                if master in self.optimizer.state:
-                    state[f"{moment}.{name}"] = self.optimizer.state[master][moment]
-        leads, whole = self.team.leads, self.team.whole
-        outdated = [*sharded.found(directory), *([] if whole else [directory / STATE])]
-        try:
-            if leads:
-                shutil.rmtree(partial, ignore_errors=True)  # what a killed run left there
-                partial.mkdir(parents=True)
-                for name, text in files.items():
-                    (partial / name).write_text(text, encoding="utf-8")
-                recipe = {"schema": "llmcli/training/1", "step": self.steps_done, "recipe": asdict(self.recipe)}
-                (partial / "training.json").write_text(json.dumps(recipe) + "\n", encoding="utf-8")
-                if whole:
-                    safetensors.save(partial / STATE, state)
-            if not whole:
-                sharded.write(partial / self.team.gather(sharded.next_name(directory))[0], state)
-            with self.team.plain(self.model) as model:
-                if leads:
-                    safetensors.save(partial / "model.safetensors", self.export(model))
-            if leads:
-                for file in sorted(partial.iterdir()):
-                    os.replace(file, directory / file.name)
-                for old in outdated:
-                    if old.exists():
-                        os.replace(old, partial / old.name)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceError(
-                    f"no space left for a checkpoint in {directory}; the previous one is intact"
-                ) from None
-            raise ResourceError(f"cannot write a checkpoint in {directory}: {error.strerror}") from None
-        finally:
-            if leads:
-                shutil.rmtree(partial, ignore_errors=True)
+            moments = self.optimizer.state.get(master, {})
+            state |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS if moment in moments}
+        checkpoint.write(
+            directory, state, files, model=self.model, export=self.export, recipe=self.recipe, team=self.team
+        )
 
     def sha256(self) -> str:
         """Hash of the float32 weights."""
@@ -260,23 +223,19 @@ class Trainer:
 
     def restore(self, directory: Path) -> None:
         """Continue from a checkpoint that any team's `save` wrote. Raises ModelError when it is of another shape."""
-        shards = sharded.found(directory)
-        state = sharded.open(shards[-1]) if shards else safetensors.open(directory / STATE)
+        file, state = checkpoint.read(directory)
         self.steps_done, self.skipped = int(state["step"]), int(state.get("skipped", 0))
         self.recent = state["recent"].tolist() if "recent" in state else []
-        updates = torch.tensor(float(self.steps_done - self.skipped), device=self.device)
         for name, master in zip(self.names, self.masters, strict=True):
             parts = [state.get(f"{part}.{name}") for part in ("weight", *MOMENTS)]
             found = [part.to(self.device) for part in parts if part is not None and part.shape == master.shape]
             if len(found) < len(parts):
-                file = shards[-1] if shards else directory / STATE
                 raise ModelError(f"{file}: {name} is missing or of another shape than this model's")
-            found = [self.team.part(part, master).clone() for part in found]
+            weight, *moments = (self.team.part(part, master).clone() for part in found)
             with torch.no_grad():
-                master.copy_(found[0])
-            moments = dict(zip(MOMENTS, found[1:], strict=True))
-            self.optimizer.state[master] = {"step": updates.clone(), **moments}
-        self._publish()
+                master.copy_(weight)
+            self.optimizer.restore(master, self.steps_done - self.skipped, moments)
+        self._publish(range(len(self.masters)))
 
     def _is_spike(self, loss: float) -> bool:
         """Whether a loss stands out from those of the last RECENT steps, and is left out; never among the first."""
@@ -303,10 +262,14 @@ class Trainer:
             hidden, targets = hidden[known], targets[known]
         return linear_cross_entropy(hidden, self.model.projection, targets, scale=scale, smoothing=smoothing)
 
-    def _publish(self) -> None:
+    def _update(self, rate: float, scale: float, part: Sequence[int]) -> None:
+        self.optimizer.step(part, rate, scale)
+        self._publish(part)
+
+    def _publish(self, part: Sequence[int]) -> None:
         if self.parameters is not self.masters:
             with torch.no_grad():
-                torch._foreach_copy_(self.parameters, self.masters)
+                torch._foreach_copy_([self.parameters[one] for one in part], [self.masters[one] for one in part])
 
 
 @contextlib.contextmanager
@@ -327,19 +290,6 @@ def begin_thread(n_threads: int, device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def resumable(directory: Path) -> bool:
-    """Whether there is a checkpoint to continue from."""
-    return bool(sharded.found(directory)) or (directory / STATE).exists()
-
-
-def parameter_groups(parameters: list[Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    """Decay for matrices and embeddings; none for biases and norms."""
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-
-
 def recompute_blocks(model: nn.Module, *, dropout: bool) -> None:
     """Keep only the input of each block: its activations are computed again in the backward pass, to the same bits.
 
@@ -347,9 +297,7 @@ def recompute_blocks(model: nn.Module, *, dropout: bool) -> None:
     """
     for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
         for block in blocks:
-            block.forward = functools.partial(
-                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
-            )
+            block.forward = functools.partial(recompute, block.forward, use_reentrant=False, preserve_rng_state=dropout)
 
 
 def verify_resume(make: Callable[[], Trainer], steps: int, directory: Path) -> tuple[str, str]:

@@ -18,9 +18,7 @@ KILLS = 20
 LIVES = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import torch._dynamo  # which an optimizer imports, at the cost of a second
-from llmcli.training import finetuning
-from llmcli.training import trainer as training
+from llmcli.training import checkpoint, finetuning, trainer
 from llmcli.checkpoints import safetensors
 from llmcli.cli import cli
 
@@ -47,7 +45,7 @@ for _ in range(kills):
     time.sleep(draw.random() * 0.03)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    for name in ("model.safetensors", training.STATE):
+    for name in ("model.safetensors", checkpoint.STATE):
         if (output / name).exists():
             safetensors.open(output / name)
 for arguments in (killed, whole):

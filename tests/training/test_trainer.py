@@ -18,8 +18,10 @@ from llmcli.errors import InputError, ModelError, ResourceError
 from llmcli.models import model_class
 from llmcli.models.gpt2 import GPT2
 from llmcli.nn.classifier import classifier
+from llmcli.training import optimizer
 from llmcli.training import trainer as training
 from llmcli.training.finetuning import class_rows, prepare
+from llmcli.training.optimizer import PART_NUMBERS, dealt
 from llmcli.training.recipe import Recipe, learning_rate
 from llmcli.training.trainer import Step, Trainer
 from tests.models.families import SIZES
@@ -120,7 +122,7 @@ def test_activation_checkpointing_changes_no_bit(stream: Tensor, dropout: float)
     for _ in range(2):
         assert plain.step().loss == recomputed.step().loss
     assert torch.equal(weights(plain), weights(recomputed))
-    assert len(passes) == 4 * len(batches.cut(*plain.batches.batch(0, 6), RECIPE.batch_size))
+    assert len(passes) == 4 * len(batches.cut(*plain.batches.batch(0, 6), plain.shard_rows))
 
 
 def test_activation_checkpointing_of_a_gated_layer(stream: Tensor) -> None:
@@ -168,13 +170,21 @@ def test_label_smoothing_is_part_of_the_step(stream: Tensor) -> None:
 
 def test_only_matrices_decay(stream: Tensor) -> None:
     trainer = make(stream)
-    decayed, plain = trainer.optimizer.param_groups
-    assert decayed["weight_decay"] == RECIPE.weight_decay
-    assert plain["weight_decay"] == 0
-    names = {id(master): name for name, master in zip(trainer.names, trainer.masters, strict=True)}
-    assert {names[id(p)].rpartition(".")[2] for p in decayed["params"]} == {"weight"}
-    assert not any(".ln_" in names[id(p)] or names[id(p)].startswith("ln_") for p in decayed["params"])
-    assert len(decayed["params"]) + len(plain["params"]) == len(trainer.masters)
+    for name, decay in zip(trainer.names, trainer.optimizer.decays, strict=True):
+        matrix = name.endswith("weight") and ".ln_" not in name and not name.startswith("ln_")
+        assert decay == (RECIPE.weight_decay if matrix else 0), name
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [
+        ([5, 1], [[0, 1]]),
+        ([PART_NUMBERS, 3, PART_NUMBERS, PART_NUMBERS], [[0, 1], [2], [3]]),
+        ([PART_NUMBERS * 9], [[0]]),
+    ],
+)
+def test_parts_of_weights(sizes: list[int], parts: list[list[int]]) -> None:
+    assert [sorted(part) for part in dealt(sizes, 8)] == parts
 
 
 def test_a_step_is_adamw_on_the_clipped_mean_gradient(stream: Tensor) -> None:
@@ -199,6 +209,7 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient(stream: Tensor) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_same_bits_for_any_number_of_threads(stream: Tensor, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "SHARD_TOKENS", 16)  # six shards
+    monkeypatch.setattr(optimizer, "PART_NUMBERS", 1000)
     results = []
     for threads in (1, 2, 3, 2):
         trainer = make(stream, replace(RECIPE, dtype=dtype), threads=threads)
