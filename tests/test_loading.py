@@ -118,7 +118,8 @@ def test_imports_stay_light(tiny_gpt2: Path) -> None:
     before = "import sys, torch; before = set(sys.modules)"
     then = (
         f"from llmcli import loading; loading.load({str(tiny_gpt2)!r}, offline=True); "
-        "from llmcli.training import optimizer; w = torch.ones(2); w.grad = torch.ones(2); optimizer.AdamW([w], 0.1).step([0], 0.1, 1.0)"
+        "from llmcli.training import optimizer; w = torch.ones(2); w.grad = torch.ones(2); "
+        "optimizer.AdamW([w], 0.1).step([0], 0.1, 1.0)"
     )
     report = f"print([name for name in {heavy} if name in set(sys.modules) - before])"
     done = subprocess.run([sys.executable, "-c", f"{before}; {then}; {report}"], capture_output=True, text=True)
