@@ -19,7 +19,7 @@ from llmcli.loading import Loaded
 from llmcli.nn import prepacked, quantized
 
 GGUF_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
-SLACK = {"gemma3_text": 2.0**-23}  # its norms' parameters are held as float32 scales around 1
+SLACK = dict.fromkeys(("gemma2", "gemma3_text"), 2.0**-23)  # its norms' parameters are held as float32 scales around 1
 PROBE = 64  # tokens of a prompt by whose logits two models are compared
 
 
@@ -74,7 +74,8 @@ def _same_sizes(config: Any, said: dict[str, Any]) -> None:
     for field in fields(config):
         wanted, found = getattr(config, field.name), getattr(read, field.name)
         decides = "drop" not in field.name and not field.name.startswith(("init", "model_type"))
-        if decides and wanted not in (found, None):
+        implied = wanted is None and field.name == "n_inner"
+        if decides and wanted != found and not implied:
             raise InputError(f"{field.name} = {wanted!r} cannot be said in a GGUF file, which means {found!r}")
 
 

@@ -12,7 +12,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 from safetensors.torch import load_file
 
 ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-ARCHITECTURES |= {"gpt_neox": "gptneox", "bloom": "bloom", "phi3": "phi3", "gemma3_text": "gemma3"}
+ARCHITECTURES |= {"gpt_neox": "gptneox", "bloom": "bloom", "phi3": "phi3", "gemma3_text": "gemma3", "gemma2": "gemma2"}
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 CHAT = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}{% endfor %}"
 
@@ -45,6 +45,9 @@ def write(directory: Path, target: Path, *, padding: int = 0) -> None:
         file.add_layer_norm_eps(config.get("layer_norm_eps", config.get("layer_norm_epsilon", 1e-5)))
     if config.get("sliding_window"):
         file.add_sliding_window(config["sliding_window"])
+    if name == "gemma2":
+        file.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        file.add_final_logit_softcapping(config["final_logit_softcapping"])
     if name == "gptneox":
         file.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 0.25)))
         file.add_rope_freq_base(rope.get("rope_theta", 10000.0))
@@ -64,7 +67,7 @@ def write(directory: Path, target: Path, *, padding: int = 0) -> None:
         if theirs.endswith(("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")) and name == "llama":
             n = heads if "q_proj" in theirs else kv_heads
             data = data.reshape(n, 2, len(data) // n // 2, *data.shape[1:]).swapaxes(1, 2).reshape(data.shape)
-        if theirs.endswith("norm.weight") and name == "gemma3":
+        if theirs.endswith("norm.weight") and name.startswith("gemma"):
             data = data + 1
         if "query_key_value" in theirs:
             data = data.reshape(heads, 3, width // heads, *data.shape[1:])

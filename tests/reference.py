@@ -28,6 +28,7 @@ def attention(
     v: Tensor,
     *,
     scale: float | None = None,
+    cap: float | None = None,
     causal: bool = False,
     bias: Tensor | None = None,
     k_lengths: Tensor | None = None,
@@ -45,7 +46,10 @@ def attention(
             n = max(0, min(length, length - T + t + 1)) if causal else length
             for h in range(H):
                 g = h // (H // G)
-                s = (k[b, :n, g] @ q[b, t, h]) * scale + add[b, h, t, :n]
+                s = (k[b, :n, g] @ q[b, t, h]) * scale
+                if cap is not None:
+                    s = cap * torch.tanh(s / cap)
+                s = s + add[b, h, t, :n]
                 rows.append(softmax(s) @ v[b, :n, g])
                 lses.append(torch.logsumexp(s, 0))
     out = torch.stack(rows).view(B, T, H, D) if rows else q.new_zeros(B, T, H, D)

@@ -11,6 +11,7 @@
 #include "quantize.h"
 #include "recurrent_cell.h"
 #include "rotary.h"
+#include "softcap.h"
 #include "softmax.h"
 #include "cross_entropy.h"
 #include "tile.h"

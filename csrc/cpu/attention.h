@@ -1,4 +1,5 @@
-// Softmax attention, forward: out = softmax(scale * q k^T + bias) v, tiled, no T x S matrix in memory.
+// Softmax attention, forward: out = softmax(scale * q k^T + bias) v, tiled, no T x S matrix in memory; with a
+// cap, cap * tanh(scale * q k^T / cap) in place of the scaled scores (Gemma 2).
 //
 // The arithmetic of one query row, which is all that its result depends on:
 //   The keys that it sees, [0, n), are cut into blocks of kAttentionBlock, aligned to key 0. Each block gives

@@ -1,6 +1,7 @@
 // Gradients of softmax attention: dq, dk, dv and the scores' own gradient for a bias, from lse (Dao et al.
 // 2022, FlashAttention, algorithm 4). With p recomputed as e^(s - lse), delta = grad . out of each row:
 //   dv = p^T grad    dp = grad v^T    ds = p (dp - delta)    dq = scale ds k    dk = scale ds^T q
+// A cap multiplies ds by the derivative of its tanh.
 //
 // An item is a key/value head, so nothing is shared and every sum has one order: dk and dv of a block of keys
 // over the tiles of rows in ascending order, dq of a row over the blocks of keys in ascending order.
@@ -8,6 +9,7 @@
 // Five products per block and tile; the others of the published algorithms that split over queries need
 // seven.
 #pragma once
+#include "vec_loop.h"
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
@@ -57,15 +59,19 @@ struct AttentionGradient {
 };
 
 // p and ds of one row in place of its scores and dp: the first n of `width`, which is padded, zeros behind.
-template <class P>
+// With kCap the scores are tanh(scale * s / cap) already; dbias, where there is one, gets what ds is before
+// the cap's own derivative.
+template <class P, bool kCap>
 LLMCLI_INLINE void attention_backward_row(float* p, float* ds, typename P::Element* ds_r, const float* bias,
-                                          int64_t n, int64_t width, float unit, float lse, float low,
-                                          float delta) {
+                                          float* dbias, int64_t n, int64_t width, float unit, float lse,
+                                          float low, float delta) {
   for (int64_t i = 0; i < width; i += N) {
-    const F s = bias ? sub(fma(load(p + i), set(unit), load(bias + i)), set(lse))
-                     : fma(load(p + i), set(unit), set(-lse));
+    const F x = load(p + i);
+    const F s = bias ? sub(fma(x, set(unit), load(bias + i)), set(lse)) : fma(x, set(unit), set(-lse));
     F w = exp2(sub(s, set(low)));
     F g = mul(w, sub(load(ds + i), set(delta)));
+    if (dbias && i < n) store_up_to(dbias + i, g, n - i);
+    if constexpr (kCap) g = mul(g, tanh_slope(x));
     store(p + i, w);
     store(ds + i, g);
     if (n - i < N) {
@@ -154,12 +160,18 @@ void attention_backward_tile(const AttentionBackwardArgs& a, AttentionGradient<P
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t t = (first + r) / repeat, h = g * repeat + (first + r) % repeat;
     if (a.bias) attention_bias(a, w.bias, b, h, t, key, seen(r));
-    attention_backward_row<P>(w.p + r * K, w.ds + r * K, w.ds_r + r * K, a.bias ? w.bias : nullptr, seen(r),
-                              width, a.scale * kLog2e, w.lse[first + r], w.low[first + r],
-                              w.delta[first + r]);
-    if (a.dbias)
-      std::memcpy(a.dbias + ((b * a.H + h) * a.T + t) * a.S + key, w.ds + r * K,
-                  static_cast<size_t>(seen(r)) * sizeof(float));
+    float* const dbias = a.dbias ? a.dbias + ((b * a.H + h) * a.T + t) * a.S + key : nullptr;
+    const auto row = [&](auto capped, float unit) LLMCLI_INLINE_BODY {
+      attention_backward_row<P, decltype(capped)::value>(
+          w.p + r * K, w.ds + r * K, w.ds_r + r * K, a.bias ? w.bias : nullptr, dbias, seen(r), width,
+          unit * kLog2e, w.lse[first + r], w.low[first + r], w.delta[first + r]);
+    };
+    if (a.cap > 0.0f) {
+      attention_cap(a, w.p + r * K, width);
+      row(std::true_type(), a.cap);
+    } else {
+      row(std::false_type(), a.scale);
+    }
   }
   attention_transpose<P>(w.p, w.p_t, rows, most);
   attention_transpose<P>(w.ds, w.ds_t, rows, most);

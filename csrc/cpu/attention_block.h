@@ -28,6 +28,12 @@ LLMCLI_INLINE void attention_bias(const AttentionArgs& a, float* to, int64_t b, 
   }
 }
 
+// tanh(scale * s / cap) in place of n scores.
+LLMCLI_INLINE void attention_cap(const AttentionArgs& a, float* s, int64_t n) {
+  const F unit = set(a.scale / a.cap);
+  for (int64_t i = 0; i < n; i += N) store(s + i, tanh(mul(load(s + i), unit)));
+}
+
 // Weights of one row in place of its scores, n visible of `width` (padded, n <= width).
 // Scores are in units of 1 / unit; afterwards `top` and the weights are in units of log2. What multiplies the
 // values is a weight times its value's scale, where there are any.
@@ -133,8 +139,8 @@ void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
 
   Keys::template fetch<P>(a, t, j);
   // A scale of zero or less would turn the mask or the maximum around: scale the scores first.
-  const bool scaled = a.bias != nullptr || !(a.scale > 0.0f);
-  const F unit = set(a.scale * kLog2e);
+  const bool capped = a.cap > 0.0f, scaled = a.bias != nullptr || capped || !(a.scale > 0.0f);
+  const F unit = set((capped ? a.cap : a.scale) * kLog2e);
   for (int64_t r = 0; r < t.rows; ++r) {
     float* s = t.s + r * kAttentionBlock;
     const int64_t n = t.seen[r], width = padded<P>(t.seen[end_of(r / P::kRows * P::kRows) - 1]);
@@ -142,6 +148,7 @@ void attention_block(const AttentionArgs& a, AttentionTile<P>& t, int64_t j) {
       for (int64_t i = 0; i < n; i += N) store(s + i, mul(load(s + i), load(block.k_scale + i)));
     if (scaled) {
       if (a.bias) attention_bias(a, t.bias, t.b, t.h_of(r), t.t_of(r), key, n);
+      if (capped) attention_cap(a, s, n);
       for (int64_t i = 0; i < n; i += N)
         store(s + i, a.bias ? fma(load(s + i), unit, load(t.bias + i)) : mul(load(s + i), unit));
     }

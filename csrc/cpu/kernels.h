@@ -50,8 +50,19 @@ struct CrossEntropyArgs {
   double* losses;          // (rows)
   int64_t size;            // V
   float scale, smoothing;
+  float cap;  // above 0: of cap * tanh(logits / cap)
   DType dtype;
   bool gradient;
+};
+
+// cap * tanh(x / cap); with grad, the gradient of x. One item is one row; all contiguous.
+struct SoftcapArgs {
+  const void* x;
+  const void* grad;
+  void* y;  // or dx
+  int64_t size;
+  float cap;
+  DType dtype;
 };
 
 // The highest of each row and where it first stands. One item is one row.
@@ -279,6 +290,7 @@ struct AttentionArgs {
   int64_t bias_b, bias_h, bias_t, bias_s;
   int64_t cache_b, cache_g;  // bytes
   float scale;
+  float cap;  // above 0: scaled scores s become cap * tanh(s / cap) before the bias
   bool causal;
   DType dtype, bias_dtype;
   CacheType cache_type;
@@ -319,6 +331,7 @@ struct Kernels {
   void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end, float* scratch);
   void (*softmax_backward)(const SoftmaxBackwardArgs& args, int64_t begin, int64_t end);
   void (*cross_entropy)(const CrossEntropyArgs& args, int64_t begin, int64_t end, float* scratch);
+  void (*softcap)(const SoftcapArgs& args, int64_t begin, int64_t end);
   void (*argmax)(const ArgmaxArgs& args, int64_t begin, int64_t end);
   void (*accumulate)(const AccumulateArgs& args, int64_t begin, int64_t end);
   void (*norm)(const NormArgs& args, int64_t begin, int64_t end);

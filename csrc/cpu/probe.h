@@ -13,6 +13,7 @@ bool elementary(const char* name, const float* x, float* y, int64_t n) {
   if (std::strcmp(name, "exp_short") == 0)
     return over([](F v) LLMCLI_INLINE_BODY { return exp_nonpositive<4>(v); });
   if (std::strcmp(name, "half_erfc") == 0) return over([](F v) LLMCLI_INLINE_BODY { return half_erfc(v); });
+  if (std::strcmp(name, "tanh") == 0) return over([](F v) LLMCLI_INLINE_BODY { return tanh(v); });
   return false;
 }
 

@@ -8,12 +8,6 @@
 namespace llmcli::cpu::LLMCLI_ISA {
 
 LLMCLI_INLINE F sigmoid(F x) { return logistic<6>(x).p; }
-// From e^-2|x|, which cannot overflow.
-LLMCLI_INLINE F tanh_of(F x) {
-  const F e = exp_nonpositive(mul(set(-2.0f), abs(x))), one = set(1.0f);
-  const F t = div(sub(one, e), add(one, e));
-  return select(less(x, zero()), sub(zero(), t), t);
-}
 
 template <typename T>
 void lstm_rows(const RecurrentCellArgs& a, int64_t begin, int64_t end) {
@@ -27,11 +21,10 @@ void lstm_rows(const RecurrentCellArgs& a, int64_t begin, int64_t end) {
       const auto gate = [&](int64_t k) LLMCLI_INLINE_BODY {
         return add(load_up_to(x + k * H + i, n), load_up_to(h + k * H + i, n));
       };
-      const F in = sigmoid(gate(0)), keep = sigmoid(gate(1)), value = tanh_of(gate(2)),
-              out = sigmoid(gate(3));
+      const F in = sigmoid(gate(0)), keep = sigmoid(gate(1)), value = tanh(gate(2)), out = sigmoid(gate(3));
       const F c = add(mul(keep, load_up_to(cell + i, n)), mul(in, value));
       store_up_to(next + i, c, n);
-      store_up_to(y + i, mul(out, tanh_of(c)), n);
+      store_up_to(y + i, mul(out, tanh(c)), n);
     });
   }
 }
@@ -46,7 +39,7 @@ void gru_rows(const RecurrentCellArgs& a, int64_t begin, int64_t end) {
     each_vector(H, [&](int64_t i, int64_t n) LLMCLI_INLINE_BODY {
       const F reset = sigmoid(add(load_up_to(x + i, n), load_up_to(h + i, n)));
       const F keep = sigmoid(add(load_up_to(x + H + i, n), load_up_to(h + H + i, n)));
-      const F value = tanh_of(add(load_up_to(x + 2 * H + i, n), mul(reset, load_up_to(h + 2 * H + i, n))));
+      const F value = tanh(add(load_up_to(x + 2 * H + i, n), mul(reset, load_up_to(h + 2 * H + i, n))));
       // (1 - keep) * value + keep * state
       const F old = load_up_to(state + i, n);
       store_up_to(y + i, add(value, mul(keep, sub(old, value))), n);

@@ -10,6 +10,7 @@ const Kernels table = {
     .softmax = softmax,
     .softmax_backward = softmax_backward,
     .cross_entropy = cross_entropy,
+    .softcap = softcap,
     .argmax = argmax,
     .accumulate = accumulate,
     .norm = norm,

@@ -10,7 +10,7 @@ namespace {
 // contiguous.
 void describe(cpu::AttentionArgs& a, const Tensor& q, const Tensor& k, const Tensor& v,
               const std::optional<Tensor>& bias, const std::optional<Tensor>& k_lengths, double scale,
-              bool causal) {
+              double cap, bool causal) {
   a.dtype = dtype_of(q, "attention");
   STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
                   "attention: q, k and v differ in dtype");
@@ -35,17 +35,18 @@ void describe(cpu::AttentionArgs& a, const Tensor& q, const Tensor& k, const Ten
                       "attention: expected k_lengths from 0 to ", a.S, ", got ", a.k_lengths[b]);
   }
   a.scale = static_cast<float>(scale);
+  a.cap = static_cast<float>(cap);
   a.causal = causal;
 }
 
 // Bias (4-D) broadcasts to (B,H,T,S); k_lengths (B,) → out (B,T,H,D), lse (B,H,T) float32.
 std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_,
                                      std::optional<Tensor> bias, std::optional<Tensor> k_lengths,
-                                     double scale, bool causal) {
+                                     double scale, double cap, bool causal) {
   STD_TORCH_CHECK(q_.dim() == 4 && k_.dim() == 4 && v_.dim() == 4, "attention: expected 4-D q, k and v");
   const Tensor q = rows_of(q_), k = rows_of(k_), v = rows_of(v_);
   cpu::AttentionArgs a{};
-  describe(a, q, k, v, bias, k_lengths, scale, causal);
+  describe(a, q, k, v, bias, k_lengths, scale, cap, causal);
   Tensor out = torch::stable::new_empty(q, q.sizes());
   Tensor lse = torch::stable::new_empty(q, {a.B, a.H, a.T}, ScalarType::Float);
   if (out.numel() == 0) return {out, lse};
@@ -72,12 +73,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& grad
                                                               const Tensor& out_, const Tensor& lse_,
                                                               std::optional<Tensor> bias,
                                                               std::optional<Tensor> k_lengths, double scale,
-                                                              bool causal, bool bias_grad) {
+                                                              double cap, bool causal, bool bias_grad) {
   STD_TORCH_CHECK(q_.dim() == 4 && k_.dim() == 4 && v_.dim() == 4, "attention: expected 4-D q, k and v");
   const Tensor q = rows_of(q_), k = rows_of(k_), v = rows_of(v_), grad = rows_of(grad_);
   const Tensor out = torch::stable::contiguous(out_), lse = torch::stable::contiguous(lse_);
   cpu::AttentionBackwardArgs a{};
-  describe(a, q, k, v, bias, k_lengths, scale, causal);
+  describe(a, q, k, v, bias, k_lengths, scale, cap, causal);
   STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && out.scalar_type() == q.scalar_type() &&
                       lse.scalar_type() == ScalarType::Float && lse.numel() == a.B * a.H * a.T,
                   "attention: grad, out or lse are not those of the forward");

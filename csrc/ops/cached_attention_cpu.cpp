@@ -10,8 +10,8 @@ namespace {
 // q (B,T,H,D), new k and v (B,T,G,D), one layer of a cache (B,G,blocks,bytes) whose rows hold `lengths`
 // positions before; bias (4-D) broadcasts to (B,H,T,S) → (B,T,H,D).
 Tensor cached_attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& cache,
-                        std::vector<int64_t> lengths, std::optional<Tensor> bias, int64_t type,
-                        double scale) {
+                        std::vector<int64_t> lengths, std::optional<Tensor> bias, int64_t type, double scale,
+                        double cap) {
   STD_TORCH_CHECK(q_.dim() == 4 && k_.dim() == 4 && v_.dim() == 4,
                   "cached_attention: expected 4-D q, k and v");
   const Tensor q = rows_of(q_), k = rows_of(k_), v = rows_of(v_);
@@ -34,6 +34,7 @@ Tensor cached_attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, co
   if (bias) describe_bias(a, *bias);
   a.k_lengths = lengths.data();
   a.scale = static_cast<float>(scale);
+  a.cap = static_cast<float>(cap);
   a.causal = true;
   Tensor out = torch::stable::new_empty(q, q.sizes());
   if (out.numel() == 0) return out;

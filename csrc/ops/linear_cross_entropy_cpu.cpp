@@ -20,7 +20,8 @@ int64_t rows_of_piece(int64_t V) {
 // x (N, C), weight (V, C), targets (N) → loss (), and the gradients of x and weight where wanted, else (0).
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& x_, const Tensor& weight_,
                                                         const Tensor& targets_, double scale,
-                                                        double smoothing, bool x_grad, bool weight_grad) {
+                                                        double smoothing, double cap, bool x_grad,
+                                                        bool weight_grad) {
   constexpr const char* kName = "linear_cross_entropy";
   STD_TORCH_CHECK(x_.dim() == 2 && weight_.dim() == 2 && weight_.size(1) == x_.size(1) &&
                       weight_.scalar_type() == x_.scalar_type(),
@@ -56,6 +57,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& x_, const 
   a.size = V;
   a.scale = static_cast<float>(scale);
   a.smoothing = static_cast<float>(smoothing);
+  a.cap = static_cast<float>(cap);
   a.dtype = dtype_of(x, kName);
   a.gradient = x_grad || weight_grad;
   std::vector<double> losses(static_cast<size_t>(N));

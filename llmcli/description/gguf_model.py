@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the configuration needs no torch
     from torch import Tensor
 
 EMBEDDING, HEAD, SCALING = "token_embd.weight", "output.weight", "rope_freqs.weight"
+LARGEST = {"gemma2": 46, "gemma3": 62}  # blocks
 NAME = re.compile(r"(?:blk\.(\d+)\.)?(.+)\.(weight|bias)")
 
 
@@ -34,7 +35,7 @@ def config(file: gguf.File) -> dict[str, Any]:
     name, known = architecture(file)
     for key, off in REFUSED.items():
         value = file.metadata.get(f"{name}.{key}", off)
-        if value != off:
+        if value != off and key not in known.keys.values():
             raise ModelError(f"{file.path}: {name}.{key} = {value} is not supported: try the model's safetensors")
     for tensor in (EMBEDDING, "output_norm.weight"):
         if tensor not in file.tensors:
@@ -90,10 +91,12 @@ def _rotary(file: gguf.File, name: str, result: dict[str, Any]) -> None:
     result["head_dim"], result["num_key_value_heads"] = head_dim, result["num_key_value_heads"] or heads
     result["attention_bias"] = "blk.0.attn_output.bias" in file.tensors
     result["qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
-    if name == "gemma3":
+    if name in LARGEST:
         # llama.cpp knows the largest one by its blocks; the scores of the others have the usual scale.
-        result["query_pre_attn_scalar"] = width // heads if result["num_hidden_layers"] == 62 and heads else head_dim
-        result["rope_local_base_freq"] = file.get(f"{name}.rope.freq_base_swa", float, 10000.0)
+        largest = result["num_hidden_layers"] == LARGEST[name]
+        result["query_pre_attn_scalar"] = width // heads if largest and heads else head_dim
+        if name == "gemma3":
+            result["rope_local_base_freq"] = file.get(f"{name}.rope.freq_base_swa", float, 10000.0)
     elif file.metadata.get(f"{name}.attention.sliding_window", 0):
         result["sliding_window"] = file.get(f"{name}.attention.sliding_window", int)
     kind = file.metadata.get(f"{name}.rope.scaling.type", "none")

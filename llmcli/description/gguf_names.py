@@ -92,6 +92,12 @@ LLAMA_TENSORS = {
     "ffn_up": "model.layers.{}.mlp.up_proj",
     "ffn_down": "model.layers.{}.mlp.down_proj",
 }
+GEMMA_TENSORS = {
+    **LLAMA_TENSORS,
+    "ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
+    "post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+}
 GEMMA_NORMS = (
     "output_norm",
     "attn_norm",
@@ -140,12 +146,19 @@ ARCHITECTURES = {
     "gemma3": Architecture(
         "gemma3_text",
         {**LLAMA_KEYS, "sliding_window": "attention.sliding_window"},
+        GEMMA_TENSORS,
+        {"hidden_activation": "gelu_pytorch_tanh"},
+        dict.fromkeys(GEMMA_NORMS, (less_one, plus_one)),
+    ),
+    "gemma2": Architecture(
+        "gemma2",
         {
-            **LLAMA_TENSORS,
-            "ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
-            "post_attention_norm": "model.layers.{}.post_attention_layernorm",
-            "post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+            **LLAMA_KEYS,
+            "sliding_window": "attention.sliding_window",
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
         },
+        GEMMA_TENSORS,
         {"hidden_activation": "gelu_pytorch_tanh"},
         dict.fromkeys(GEMMA_NORMS, (less_one, plus_one)),
     ),
@@ -210,7 +223,7 @@ ARCHITECTURES = {
     ),
 }
 # Where a file may be silent, as llama.cpp has it.
-DEFAULTS = {"rope.freq_base": 10000.0}
+DEFAULTS = {"rope.freq_base": 10000.0, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 # Metadata that changes the arithmetic in ways that the models here do not have, with the value that turns it off.
 REFUSED = {
     "expert_count": 0,

@@ -53,8 +53,8 @@ def metadata(model: Any, model_type: str, name: str, kind: str) -> dict[str, Any
     }
     for ours, theirs in known.keys.items():
         value = getattr(config, ours)
-        found[f"{arch}.{theirs}"] = 4 * config.n_embd if value is None else value  # GPT-2's n_inner
-    found.setdefault(f"{arch}.feed_forward_length", 4 * config.n_embd)
+        found |= {} if value is None else {f"{arch}.{theirs}": value}
+    found.setdefault(f"{arch}.feed_forward_length", 4 * config.n_embd)  # GPT-2's n_inner may be left out
     if "rope_theta" in known.keys:
         found |= {f"{arch}.attention.value_length": config.head_dim, f"{arch}.rope.dimension_count": config.head_dim}
         scaling = dict(config.rope_scaling)

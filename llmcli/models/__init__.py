@@ -17,6 +17,7 @@ MODELS = {
     "bert": "llmcli.models.bert:Bert",
     "bloom": "llmcli.models.bloom:Bloom",
     "camembert": "llmcli.models.bert:Bert",
+    "gemma2": "llmcli.models.gemma2:Gemma2",
     "gemma3_text": "llmcli.models.gemma3:Gemma3",
     "gpt2": "llmcli.models.gpt2:GPT2",
     "gpt_neox": "llmcli.models.gpt_neox:GPTNeoX",

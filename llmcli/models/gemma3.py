@@ -30,9 +30,9 @@ DEFAULTS = {
 }  # fmt: skip
 # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
 REFUSED = {
-    "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": None, "final_logit_softcapping": None,
-    "use_bidirectional_attention": False, "attention_bias": False,
+    "hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False, "attention_bias": False,
 }  # fmt: skip
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -44,6 +44,8 @@ class Gemma3Config(LlamaConfig):
     sliding_window: int = 4096
     rope_local_base_freq: float = 10000.0  # for the layers with a window
     query_pre_attn_scalar: float = 256.0
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Gemma3Config:
@@ -63,10 +65,9 @@ class Gemma3Config(LlamaConfig):
         assert isinstance(result, Gemma3Config)
         if len(result.layer_types) != layers or not {*result.layer_types} <= {SLIDING, FULL}:
             raise ModelError(f"config.json: layer_types = {result.layer_types}; expected {SLIDING} or {FULL} per layer")
-        if not (result.rope_local_base_freq and result.query_pre_attn_scalar):
-            raise ModelError(
-                "config.json: rope_local_base_freq or query_pre_attn_scalar = 0; expected positive numbers"
-            )
+        for key in ("rope_local_base_freq", "query_pre_attn_scalar", *CAPS):
+            if getattr(result, key) == 0:
+                raise ModelError(f"config.json: {key} = 0; expected a positive number")
         return result
 
     def describe(self) -> dict[str, Any]:
@@ -90,15 +91,16 @@ class Norm(RMSNorm):
 
 
 class Attention(llama.Attention):
-    """Llama's, with the norms of this file, a scale of its own, and a bias that hides keys."""
+    """Llama's, with the norms of this file, a scale and perhaps a cap of its own, and a bias that hides keys."""
 
     q_norm: Norm
     k_norm: Norm
 
     def __init__(self, config: Gemma3Config, layer: int):
         super().__init__(config, layer)
-        self.scale = config.query_pre_attn_scalar**-0.5
-        self.q_norm, self.k_norm = (Norm(config.head_dim, config.rms_norm_eps) for _ in range(2))
+        self.scale, self.cap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (Norm(config.head_dim, config.rms_norm_eps) for _ in range(2))
 
     def forward(  # type: ignore[override]
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, bias: Tensor | None
@@ -106,12 +108,13 @@ class Attention(llama.Attention):
         q, k, v = (
             layer(x).unflatten(-1, (-1, self.config.head_dim)) for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q = rotary(rms_norm(q, self.q_norm.scale, eps=self.q_norm.eps), cos, sin)
-        k = rotary(rms_norm(k, self.k_norm.scale, eps=self.k_norm.eps), cos, sin)
+        if self.config.qk_norm:
+            q, k = _norm(q, self.q_norm), _norm(k, self.k_norm)
+        q, k = rotary(q, cos, sin), rotary(k, cos, sin)
         if cache is None:
-            y = attention(q, k, v, scale=self.scale, causal=True, bias=bias)
+            y = attention(q, k, v, scale=self.scale, cap=self.cap, causal=True, bias=bias)
         else:
-            y = cache.attend(self.layer, q, k, v, scale=self.scale, bias=bias)
+            y = cache.attend(self.layer, q, k, v, scale=self.scale, cap=self.cap, bias=bias)
         projected: Tensor = self.o_proj(y.flatten(2))
         return projected
 
@@ -163,6 +166,7 @@ class Gemma3(llama.Llama):
         super().__init__(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.logit_cap = config.final_logit_softcapping
         local = replace(config, rope_theta=config.rope_local_base_freq, rope_scaling=())
         self._near = Rotations(partial(frequencies, local))
 

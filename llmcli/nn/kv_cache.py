@@ -54,11 +54,19 @@ class KVCache:
         return self._unequal[:, None] + torch.arange(n, device=self._data.device)
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias: Tensor | None = None
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        cap: float | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Take in the next k and v (B,T,G,D) of one layer → attention of q (B,T,H,D) over all so far, (B,T,H,D)."""
         data, lengths = self.reserve(q.shape[1])
-        return cached_attention(q, k, v, data[layer], lengths, dtype=self.dtype, scale=scale, bias=bias)
+        return cached_attention(q, k, v, data[layer], lengths, dtype=self.dtype, scale=scale, cap=cap, bias=bias)
 
     def reserve(self, n: int) -> tuple[Tensor, list[int]]:
         """All layers as `llmcli.ops.decoder` takes them, with room for n more positions; the lengths so far."""

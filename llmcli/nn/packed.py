@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.nn.linear import Linear
-from llmcli.ops import linear, linear_pack
+from llmcli.ops import linear, linear_pack, softcap
 
 
 class Embedding(nn.Embedding):
@@ -31,6 +31,7 @@ class PackedModel(nn.Module, ABC):
     config: Any
     lm_head: Linear
     quantized: str | None = None  # "int8" or "int4"
+    logit_cap: float | None = None  # of `softcap`, which bounds the logits
     headless = False  # True of a model that has no use for a vocabulary projection
 
     def __init__(self) -> None:
@@ -107,7 +108,9 @@ class PackedModel(nn.Module, ABC):
     def _project(self, x: Tensor) -> Tensor:
         """The vocabulary projection: (...,C) → (...,V)."""
         if (own := self._own_head()) is not None:
-            return own.project(x)
-        if self._packed_head is not None:
-            return linear(x, self._packed_head, None, self.config.vocab_size)
-        return F.linear(x, self.tokens)
+            logits = own.project(x)
+        elif self._packed_head is not None:
+            logits = linear(x, self._packed_head, None, self.config.vocab_size)
+        else:
+            logits = F.linear(x, self.tokens)
+        return logits if self.logit_cap is None else softcap(logits, self.logit_cap)

@@ -16,6 +16,7 @@ from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llmcli.ops.quantize import quantize
 from llmcli.ops.recurrent_cell import gru_cell, lstm_cell
 from llmcli.ops.rotary import rotary
+from llmcli.ops.softcap import softcap
 from llmcli.ops.softmax import softmax
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "rms_norm",
     "rotary",
     "silu_gate",
+    "softcap",
     "softmax",
 ]

@@ -16,16 +16,18 @@ def attention(
     v: Tensor,
     *,
     scale: float | None = None,
+    cap: float | None = None,
     causal: bool = False,
     bias: Tensor | None = None,
     k_lengths: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention: q (B,T,H,D), k and v (B,S,G,D), H % G == 0, D <= 256 → (B,T,H,D).
 
-    Causal is aligned bottom-right: query t sees keys s <= t + (S_b - T), S_b = k_lengths[b] or S.
-    bias is added to the scaled scores and broadcasts to (B,H,T,S); k_lengths (B,) int64 in [0, S]. A row that sees
-    nothing gives zeros; a key that a row does not see has no influence on it, whatever it holds. scale defaults to
-    1 / sqrt(D). A row's result depends on nothing but its query and the keys that it sees, bit for bit.
+    Causal is aligned bottom-right: query t sees keys s <= t + (S_b - T), S_b = k_lengths[b] or S. With a cap, scaled
+    scores s become cap * tanh(s / cap). bias is added to them and broadcasts to (B,H,T,S); k_lengths (B,) int64 in
+    [0, S]. A row that sees nothing gives zeros; a key that a row does not see has no influence on it, whatever it
+    holds. scale defaults to 1 / sqrt(D). A row's result depends on nothing but its query and the keys that it sees, bit
+    for bit.
     Raises ValueError when shapes or dtypes do not fit.
     """
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3] or q.shape[2] % k.shape[2]:
@@ -44,9 +46,11 @@ def attention(
         raise ValueError(
             f"attention: expected k_lengths ({q.shape[0]},) int64, got {tuple(k_lengths.shape)} {k_lengths.dtype}"
         )
+    if cap is not None and not cap > 0:
+        raise ValueError(f"attention: expected a cap above 0, got {cap}")
     if scale is None:
         scale = q.shape[3] ** -0.5
-    return _attention(q, k, v, bias, k_lengths, scale, causal)[0]  # type: ignore[no-any-return]
+    return _attention(q, k, v, bias, k_lengths, scale, cap or 0.0, causal)[0]  # type: ignore[no-any-return]
 
 
 def _limits(q: Tensor, k: Tensor, k_lengths: Tensor | None, causal: bool) -> Tensor:
@@ -60,16 +64,19 @@ def _limits(q: Tensor, k: Tensor, k_lengths: Tensor | None, causal: bool) -> Ten
 
 
 def _scores(
-    q: Tensor, k: Tensor, bias: Tensor | None, k_lengths: Tensor | None, scale: float, causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Scores (B,H,T,S), -inf where hidden, and which keys are visible, in float32 or better."""
+    q: Tensor, k: Tensor, bias: Tensor | None, k_lengths: Tensor | None, scale: float, cap: float, causal: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores (B,H,T,S), -inf where hidden, which keys are visible, and the tanh of a cap, in float32 or better."""
     wide = torch.promote_types(q.dtype, torch.float32)
     k = k.to(wide).repeat_interleave(q.shape[2] // k.shape[2], 2)
     scores = torch.einsum("bthd,bshd->bhts", q.to(wide), k) * scale
+    capped = torch.tanh(scores / cap) if cap else None
+    if capped is not None:
+        scores = cap * capped
     if bias is not None:
         scores = scores + bias.to(wide)
     visible = torch.arange(k.shape[1], device=q.device) < _limits(q, k, k_lengths, causal)
-    return scores.masked_fill(~visible, float("-inf")), visible
+    return scores.masked_fill(~visible, float("-inf")), visible, capped
 
 
 def _weighted_sum(weights: Tensor, x: Tensor, visible: Tensor) -> Tensor:
@@ -86,9 +93,16 @@ def _weighted_sum(weights: Tensor, x: Tensor, visible: Tensor) -> Tensor:
 
 
 def _fallback(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, k_lengths: Tensor | None, scale: float, causal: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    k_lengths: Tensor | None,
+    scale: float,
+    cap: float,
+    causal: bool,
 ) -> tuple[Tensor, Tensor]:
-    scores, visible = _scores(q, k, bias, k_lengths, scale, causal)
+    scores, visible, _ = _scores(q, k, bias, k_lengths, scale, cap, causal)
     lse = torch.logsumexp(scores, -1)
     p = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
     out = _weighted_sum(p, v.to(p.dtype).repeat_interleave(q.shape[2] // v.shape[2], 2), visible)
@@ -105,26 +119,36 @@ def _fallback_backward(
     bias: Tensor | None,
     k_lengths: Tensor | None,
     scale: float,
+    cap: float,
     causal: bool,
     bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scores, visible = _scores(q, k, bias, k_lengths, scale, causal)
+    scores, visible, capped = _scores(q, k, bias, k_lengths, scale, cap, causal)
     wide, G = scores.dtype, k.shape[2]
     g, group = grad.to(wide), q.shape[2] // k.shape[2]
     p = torch.exp(scores - lse.to(wide).masked_fill(lse == float("-inf"), 0.0)[..., None]).masked_fill(~visible, 0.0)
     dp = torch.einsum("bthd,bshd->bhts", g, v.to(wide).repeat_interleave(group, 2))
     delta = torch.einsum("bthd,bthd->bht", g, out.to(wide))
     ds = (p * (dp - delta[..., None])).masked_fill(~visible, 0.0)
+    dbias = ds.sum_to_size(bias.shape).to(bias.dtype).contiguous() if bias_grad and bias is not None else q.new_empty(0)
+    if capped is not None:
+        ds = ds * (1 - capped * capped)
     dq = _weighted_sum(ds, k.to(wide).repeat_interleave(group, 2), visible) * scale
     dk = _weighted_sum(ds.mT, q.to(wide), visible.mT).unflatten(2, (G, -1)).sum(3) * scale
     dv = _weighted_sum(p.mT, g, visible.mT).unflatten(2, (G, -1)).sum(3)
-    dbias = ds.sum_to_size(bias.shape).to(bias.dtype).contiguous() if bias_grad and bias is not None else q.new_empty(0)
     dq, dk, dv = (x.to(q.dtype).contiguous() for x in (dq, dk, dv))
     return dq, dk, dv, dbias
 
 
 def _fake(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, k_lengths: Tensor | None, scale: float, causal: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    k_lengths: Tensor | None,
+    scale: float,
+    cap: float,
+    causal: bool,
 ) -> tuple[Tensor, Tensor]:
     B, T, H, _ = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -141,6 +165,7 @@ def _fake_backward(
     bias: Tensor | None,
     k_lengths: Tensor | None,
     scale: float,
+    cap: float,
     causal: bool,
     bias_grad: bool,
 ) -> tuple[Tensor, ...]:
@@ -149,7 +174,7 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, bias, k_lengths, ctx.scale, ctx.causal = inputs
+    q, k, v, bias, k_lengths, ctx.scale, ctx.cap, ctx.causal = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(q, k, v, out, lse, bias, k_lengths)
@@ -157,18 +182,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     bias_grad = ctx.needs_input_grad[3]
-    dq, dk, dv, dbias = _attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.causal, bias_grad)
-    return dq, dk, dv, dbias if bias_grad else None, None, None, None
+    dq, dk, dv, dbias = _attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.cap, ctx.causal, bias_grad)
+    return dq, dk, dv, dbias if bias_grad else None, None, None, None, None
 
 
 _attention_backward = define(
     "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? bias, "
-    "Tensor? k_lengths, float scale, bool causal, bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? k_lengths, float scale, float cap, bool causal, bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     _fallback_backward,
     fake=_fake_backward,
 )
 _attention = define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? k_lengths, float scale, bool causal) "
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? k_lengths, float scale, float cap, bool causal) "
     "-> (Tensor, Tensor)",
     _fallback,
     fake=_fake,

@@ -31,14 +31,15 @@ def cached_attention(
     *,
     dtype: torch.dtype,
     scale: float | None = None,
+    cap: float | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """Attention of q (B,T,H,D) over the keys of a cache and the T new ones before and at each query → (B,T,H,D).
 
     k and v (B,T,G,D) go into the cache, uint8 (B,G,blocks,cache_bytes) of zeros when new, as `dtype`, row b's from
     position lengths[b] on; int8 has a scale per position and head. bias broadcasts to (B,H,T,S), S the longest row with
-    its new keys; scale defaults to 1 / sqrt(D). Inference only. A row's bits depend on its query and on what the
-    cache holds for it: on one step of T positions or T of one, on threads and company they do not depend, and where
+    its new keys; scale and cap are those of `attention`. Inference only. A row's bits depend on its query and on what
+    the cache holds for it: on one step of T positions or T of one, on threads and company they do not depend, and where
     dtype is q's they are those of `attention`.
     Raises ValueError for a dtype that no cache has.
     """
@@ -47,7 +48,7 @@ def cached_attention(
     if bias is not None:
         bias = bias[(None,) * (4 - bias.dim())]
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    return _cached_attention(q, k, v, cache, lengths, bias, CACHE_DTYPES.index(dtype), scale)  # type: ignore[no-any-return]
+    return _cached_attention(q, k, v, cache, lengths, bias, CACHE_DTYPES.index(dtype), scale, cap or 0.0)  # type: ignore[no-any-return]
 
 
 def _blocks(cache: Tensor, dtype: torch.dtype, head_dim: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -113,6 +114,7 @@ def _fallback(
     bias: Tensor | None,
     kind: int,
     scale: float,
+    cap: float,
 ) -> Tensor:
     T, dtype = q.shape[1], CACHE_DTYPES[kind]
     write(cache, k, v, lengths, dtype)
@@ -120,13 +122,13 @@ def _fallback(
     k, v = read(cache, max(ends, default=0), dtype, q.shape[3])
     wide = torch.promote_types(q.dtype, k.dtype)
     limits = torch.tensor(ends, device=q.device)
-    given = {"scale": scale, "causal": True, "bias": bias, "k_lengths": limits}
+    given = {"scale": scale, "cap": cap or None, "causal": True, "bias": bias, "k_lengths": limits}
     return attention(q.to(wide), k.to(wide), v.to(wide), **given).to(q.dtype)  # type: ignore[arg-type]
 
 
 _cached_attention = define(
     "cached_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) cache, int[] lengths, Tensor? bias, int kind, "
-    "float scale) -> Tensor",
+    "float scale, float cap) -> Tensor",
     _fallback,
-    fake=lambda q, k, v, cache, lengths, bias, kind, scale: q.new_empty(q.shape),
+    fake=lambda q, k, v, cache, lengths, bias, kind, scale, cap: q.new_empty(q.shape),
 )

@@ -13,14 +13,21 @@ ROWS = 256  # of the fallback, at once
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0, smoothing: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    scale: float = 1.0,
+    smoothing: float = 0.0,
+    cap: float | None = None,
 ) -> Tensor:
     """scale times the summed cross-entropy of x weightᵀ: x (...,C), weight (V,C), targets (...) int64 → float32 ().
 
     A target below 0 adds nothing. With smoothing s the wanted distribution is 1 - s on the target and s evenly over all
-    V (Szegedy et al. 2016, section 7). Logits are rounded to x's dtype, statistics are float32, the sum over rows is
-    float64 in their order. The gradients are computed with the loss, where x or weight requires one: a piece of rows
-    after another, so that memory grows with N·C and V·C, not with N·V. The same bits for any number of threads.
+    V (Szegedy et al. 2016, section 7). A cap makes `softcap` of the logits. Logits are rounded to x's dtype, statistics
+    are float32, the sum over rows is float64 in their order. The gradients are computed with the loss, where x or
+    weight requires one: a piece of rows after another, so that memory grows with N·C and V·C, not with N·V. The same
+    bits for any number of threads.
     Raises ValueError when shapes or dtypes do not fit.
     """
     if weight.dim() != 2 or x.shape[-1:] != weight.shape[1:] or targets.shape != x.shape[:-1]:
@@ -40,6 +47,7 @@ def linear_cross_entropy(
         targets.reshape(-1),
         scale,
         smoothing,
+        cap or 0.0,
         learns and x.requires_grad,
         learns and weight.requires_grad,
     )[0]
@@ -47,7 +55,14 @@ def linear_cross_entropy(
 
 
 def _fallback(
-    x: Tensor, weight: Tensor, targets: Tensor, scale: float, smoothing: float, x_grad: bool, weight_grad: bool
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: float,
+    smoothing: float,
+    cap: float,
+    x_grad: bool,
+    weight_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     V, wide = weight.shape[0], torch.promote_types(x.dtype, torch.float32)
     if targets.numel() and int(targets.max()) >= V:
@@ -58,13 +73,17 @@ def _fallback(
     for begin in range(0, len(x), ROWS):
         rows, wanted = x[begin : begin + ROWS], targets[begin : begin + ROWS]
         counts, index = (wanted >= 0).to(wide).unsqueeze(1), wanted.clamp(min=0).unsqueeze(1)
-        log_p = torch.log_softmax((rows @ weight.T).to(wide), -1)
+        logits = (rows @ weight.T).to(wide)
+        capped = torch.tanh(logits / cap) if cap else None
+        log_p = torch.log_softmax(logits if capped is None else cap * capped, -1)
         nll = (1 - smoothing) * log_p.gather(1, index) + smoothing * log_p.mean(-1, keepdim=True)
         total -= (nll.double() * counts).sum()
         if not (x_grad or weight_grad):
             continue
         grad = log_p.exp_().sub_(smoothing / V)
         grad.scatter_add_(1, index, grad.new_full((), smoothing - 1.0).expand_as(index))
+        if capped is not None:
+            grad.mul_(1 - capped * capped)
         rounded = grad.mul_(counts.mul_(scale)).to(x.dtype)
         if x_grad:
             dx[begin : begin + ROWS] = rounded @ weight
@@ -74,7 +93,14 @@ def _fallback(
 
 
 def _fake(
-    x: Tensor, weight: Tensor, targets: Tensor, scale: float, smoothing: float, x_grad: bool, weight_grad: bool
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: float,
+    smoothing: float,
+    cap: float,
+    x_grad: bool,
+    weight_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         x.new_empty((), dtype=torch.promote_types(x.dtype, torch.float32)),
@@ -96,7 +122,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
         None if grad is None or not need else _scaled(saved, grad)
         for saved, need in zip(ctx.saved_tensors, needed, strict=True)
     )
-    return dx, dw, None, None, None, None, None
+    return dx, dw, None, None, None, None, None, None
 
 
 def _scaled(saved: Tensor, grad: Tensor) -> Tensor:
@@ -108,8 +134,8 @@ def _scaled(saved: Tensor, grad: Tensor) -> Tensor:
 
 
 _linear_cross_entropy = define(
-    "linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, float scale, float smoothing, bool x_grad, "
-    "bool weight_grad) -> (Tensor, Tensor, Tensor)",
+    "linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, float scale, float smoothing, float cap, "
+    "bool x_grad, bool weight_grad) -> (Tensor, Tensor, Tensor)",
     _fallback,
     fake=_fake,
     backward=_backward,

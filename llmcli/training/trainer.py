@@ -260,7 +260,10 @@ class Trainer:
         hidden, known = self.model.hidden(inputs), targets != IGNORED
         if not known.all():
             hidden, targets = hidden[known], targets[known]
-        return linear_cross_entropy(hidden, self.model.projection, targets, scale=scale, smoothing=smoothing)
+        model = self.model
+        return linear_cross_entropy(
+            hidden, model.projection, targets, scale=scale, smoothing=smoothing, cap=model.logit_cap
+        )
 
     def _update(self, rate: float, scale: float, part: Sequence[int]) -> None:
         self.optimizer.step(part, rate, scale)

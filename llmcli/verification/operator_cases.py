@@ -72,46 +72,51 @@ def argmax(cast: Cast) -> Iterator[tuple[str, Arguments]]:
 
 
 def linear_cross_entropy(cast: Cast) -> Iterator[tuple[str, Arguments]]:
-    """Rows that do not count, smoothed targets, sums over several pieces of rows, the loss alone."""
+    """Rows that do not count, smoothed targets, a cap, sums over several pieces of rows, the loss alone."""
     for rows, C, V in [(1, 1, 1), (7, 17, 65), (130, 24, 2100), (1100, 8, 5), (0, 8, 8)]:
         x, weight = cast(normal(rows, C)), cast(normal(V, C, seed=1))
         targets = torch.randint(V, (rows,), generator=torch.Generator().manual_seed(2))
         name = f"{rows} rows C{C} V{V}"
-        yield f"{name} loss alone", (x, weight, targets, 1.0, 0.0, False, False)
+        yield f"{name} loss alone", (x, weight, targets, 1.0, 0.0, 0.0, False, False)
         targets[::5] = -100
-        for smoothing in (0.0, 0.1):
-            yield name, (x, weight, targets, 0.5, smoothing, True, True)
+        for smoothing, cap in ((0.0, 0.0), (0.1, 2.0)):
+            yield name, (x, weight, targets, 0.5, smoothing, cap, True, True)
 
 
 def attention(cast: Cast) -> Iterator[tuple[str, Arguments]]:
-    """Full and causal, with bias, and with key lengths of which one is 0."""
+    """Full, causal and capped, with bias, and with key lengths of which one is 0."""
     for B, T, S, H, G, D in HEADS:
         q, k, v = cast(normal(B, T, H, D)), cast(normal(B, S, G, D, seed=1)), cast(normal(B, S, G, D, seed=2))
         name, scale = f"B{B} T{T} S{S} H{H} G{G} D{D}", D**-0.5
-        yield name, (q, k, v, None, None, scale, False)
-        yield f"{name} causal", (q, k, v, None, None, scale, True)
+        yield name, (q, k, v, None, None, scale, 0.0, False)
+        yield f"{name} causal", (q, k, v, None, None, scale, 0.0, True)
+        yield f"{name} capped", (q, k, v, None, None, scale, 0.7, True)
         bias = cast(normal(1, H, T, S, seed=3))
-        yield f"{name} biased", (q, k, v, bias, torch.arange(B) * S // B, scale, False)
+        yield f"{name} biased", (q, k, v, bias, torch.arange(B) * S // B, scale, 0.0, False)
 
 
 def attention_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """The gradients of `attention` for the exact output."""
     exact = registry.fallback("attention")
-    for name, (q, k, v, bias, lengths, scale, causal) in attention(cast):
-        given = (None if bias is None else bias.double(), lengths, scale, causal)
+    for name, (q, k, v, bias, lengths, scale, cap, causal) in attention(cast):
+        given = (None if bias is None else bias.double(), lengths, scale, cap, causal)
         out, lse = exact(q.double(), k.double(), v.double(), *given)
         grad = cast(normal(*q.shape, seed=4))
         lse = lse.float().to(torch.promote_types(q.dtype, torch.float32))
-        yield name, (grad, q, k, v, cast(out.float()), lse, bias, lengths, scale, causal, bias is not None)
+        rest = (bias, lengths, scale, cap, causal, bias is not None)
+        yield name, (grad, q, k, v, cast(out.float()), lse, *rest)
 
 
 def cached_attention(cast: Cast) -> Iterator[tuple[str, Arguments]]:
-    """Prompts, and steps behind 130 other positions with a bias, in caches of q's type."""
+    """Prompts, and steps behind 130 other positions with a bias and a cap, in caches of q's type."""
     for (B, T, _, H, G, D), before in itertools.product(HEADS, (0, 130)):
         q, k, v = (cast(normal(B, T, heads, D, seed=n)) for n, heads in enumerate((H, G, G)))
         lengths, bias = [before // (b + 1) for b in range(B)], cast(normal(1, H, T, before + T, seed=3))
         given = (q, k, v, filled(cast, B, G, D, before), lengths, bias if before else None)
-        yield f"B{B} T{T} H{H} G{G} D{D} behind {before}", (*given, CACHE_DTYPES.index(q.dtype), D**-0.5)
+        yield (
+            f"B{B} T{T} H{H} G{G} D{D} behind {before}",
+            (*given, CACHE_DTYPES.index(q.dtype), D**-0.5, 0.7 * (before > 0)),
+        )
 
 
 def filled(cast: Cast, B: int, G: int, D: int, n: int) -> Tensor:
@@ -185,6 +190,18 @@ def gelu_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """The same for a gradient."""
     for name, (x, bias, tanh) in gelu(cast):
         yield name, (cast(normal(*x.shape, seed=2)), x, bias, tanh)
+
+
+def softcap(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Below the cap and far above it."""
+    for shape in ROWS:
+        yield f"{shape}", (cast(normal(*shape, size=4)), 3.0)
+
+
+def softcap_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The same for a gradient."""
+    for name, (x, cap) in softcap(cast):
+        yield name, (cast(normal(*x.shape, seed=1)), x, cap)
 
 
 def silu_gate(cast: Cast) -> Iterator[tuple[str, Arguments]]:
@@ -306,6 +323,8 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "norm_backward": norm_backward,
     "gelu": gelu,
     "gelu_backward": gelu_backward,
+    "softcap": softcap,
+    "softcap_backward": softcap_backward,
     "silu_gate": silu_gate,
     "silu_gate_backward": silu_gate_backward,
     "matmul": matmul,

@@ -55,6 +55,9 @@ SIZES["gemma3_text"] = {
     **SIZES["llama"], "head_dim": 16, "query_pre_attn_scalar": 16, "pad_token_id": 0, "sliding_window": 32,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
 }  # fmt: skip
+SIZES["gemma2"] = {
+    **SIZES["gemma3_text"], "layer_types": None, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0,
+}  # fmt: skip
 SIZES["openai-gpt"] = {**SIZES["gpt2"], "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 SIZES["lstm"] = {"vocab_size": 320, "n_embd": 48, "n_layer": 2, "initializer_range": 0.25}
 SIZES |= {"camembert": SIZES["roberta"], "xlm-roberta": SIZES["roberta"]}

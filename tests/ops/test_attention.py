@@ -67,7 +67,7 @@ def test_close_to_float64(isa: str, shape: tuple[int, ...], dtype: torch.dtype, 
 def test_lse_is_the_log_of_the_sum_of_exponentials(isa: str, dtype: torch.dtype) -> None:
     q, k, v = draw((2, 9, 200, 4, 2, 48), dtype)
     lengths = torch.tensor([200, 0])
-    _, lse = torch.ops.llmcli.attention(q, k, v, None, lengths, 0.3, True)
+    _, lse = torch.ops.llmcli.attention(q, k, v, None, lengths, 0.3, 0.0, True)
     exact = reference.attention(q, k, v, scale=0.3, causal=True, k_lengths=lengths)[1]
     torch.testing.assert_close(lse.double(), exact, atol=1e-5, rtol=1e-5)
 
@@ -77,6 +77,24 @@ def test_any_scale(isa: str, scale: float) -> None:
     q, k, v = draw((1, 40, 150, 2, 2, 24), torch.float32)
     exact, _ = reference.attention(q, k, v, scale=scale, causal=True)
     torch.testing.assert_close(attention(q, k, v, scale=scale, causal=True).double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("cap", "scale"), [(0.5, None), (50.0, None), (3.0, -2.0)])
+def test_capped_scores(isa: str, cap: float, scale: float | None, dtype: torch.dtype) -> None:
+    """A small cap flattens the scores, a large one leaves them nearly as they are; a bias is added behind it."""
+    q, k, v = draw((2, 70, 150, 4, 2, 24), dtype)
+    bias = torch.randn((4, 1, 150), generator=torch.Generator().manual_seed(1)).to(dtype)
+    for form in ({}, {"bias": bias}):
+        exact, _ = reference.attention(q, k, v, scale=scale, cap=cap, causal=True, **form)
+        plain, _ = reference.attention(q, k, v, scale=scale, causal=True, **form)
+        scores = torch.einsum("bthd,bshd->bhts", q, k.repeat_interleave(2, 2)) * (24**-0.5 if scale is None else scale)
+        scores = cap * torch.tanh(scores / cap) + (form["bias"] if form else 0)
+        hidden = torch.ones(70, 150, dtype=torch.bool).triu(81)
+        weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1)
+        torchs = torch.einsum("bhts,bshd->bthd", weights, v.repeat_interleave(2, 2))
+        assert_within_budget(attention(q, k, v, scale=scale, cap=cap, causal=True, **form), torchs, exact)
+        assert not torch.allclose(exact, plain, atol=1e-3 if cap < 10 else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -155,6 +173,7 @@ def rejected() -> list[tuple[dict[str, Any], str]]:
         ({"q": q.bfloat16(), "k": k, "v": v}, "one dtype"),
         ({"q": q, "k": k, "v": v, "bias": torch.zeros(3, 4, 3, 4)}, "broadcasts"),
         ({"q": q, "k": k, "v": v, "k_lengths": torch.zeros(2)}, "int64"),
+        ({"q": q, "k": k, "v": v, "cap": 0.0}, "a cap above 0"),
     ]
 
 

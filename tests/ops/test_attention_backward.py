@@ -21,6 +21,7 @@ FORMS: list[dict[str, Any]] = [
     {"causal": True, "k_lengths": torch.tensor([4, 0])},
     {"bias": torch.randn(4, 1, 4, generator=torch.Generator().manual_seed(0))},
     {"bias": torch.randn(2, 4, 3, 4, generator=torch.Generator().manual_seed(0)), "causal": True, "scale": 0.7},
+    {"bias": torch.randn(4, 1, 4, generator=torch.Generator().manual_seed(0)), "causal": True, "cap": 0.8},
 ]
 
 
@@ -29,7 +30,7 @@ def arguments(form: dict[str, Any], q: Tensor, k: Tensor, v: Tensor) -> tuple[An
     bias = form.get("bias")
     if bias is not None:
         bias = bias[(None,) * (4 - bias.dim())].to(q.dtype)
-    return q, k, v, bias, form.get("k_lengths"), form.get("scale", 0.5), form.get("causal", False)
+    return q, k, v, bias, form.get("k_lengths"), form.get("scale", 0.5), form.get("cap", 0.0), form.get("causal", False)
 
 
 class Formula(torch.autograd.Function):
@@ -46,7 +47,7 @@ class Formula(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bias_grad = ctx.needs_input_grad[3]
         dq, dk, dv, dbias = page._fallback_backward(grad, *ctx.saved_tensors, *ctx.rest, bias_grad)
-        return dq, dk, dv, dbias if bias_grad else None, None, None, None
+        return dq, dk, dv, dbias if bias_grad else None, None, None, None, None
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -68,14 +69,14 @@ def test_opcheck(form: dict[str, Any], dtype: torch.dtype) -> None:
     library.opcheck(torch.ops.llmcli.attention.default, args)
     with torch.no_grad():
         out, lse = torch.ops.llmcli.attention(*args)
-    q, k, v, bias, lengths, scale, causal = (x.detach() if isinstance(x, Tensor) else x for x in args)
-    backward = (torch.ones_like(out), q, k, v, out, lse, bias, lengths, scale, causal, bias is not None)
+    q, k, v, bias, lengths, scale, cap, causal = (x.detach() if isinstance(x, Tensor) else x for x in args)
+    backward = (torch.ones_like(out), q, k, v, out, lse, bias, lengths, scale, cap, causal, bias is not None)
     library.opcheck(torch.ops.llmcli.attention_backward.default, backward)
 
 
 def test_lse_gets_no_gradient() -> None:
     q, k, v = (x.requires_grad_() for x in draw((1, 2, 3, 1, 1, 4), torch.float32))
-    out, lse = torch.ops.llmcli.attention(q, k, v, None, None, 1.0, False)
+    out, lse = torch.ops.llmcli.attention(q, k, v, None, None, 1.0, 0.0, False)
     assert out.requires_grad
     assert not lse.requires_grad
     assert attention(q, k, v).requires_grad
@@ -109,7 +110,7 @@ def exact_gradients(form: dict[str, Any], inputs: list[Tensor], grad: Tensor) ->
     if bias is not None:
         bias = bias[(None,) * (4 - bias.dim())]
     scale = form.get("scale", inputs[0].shape[-1] ** -0.5)
-    rest = (form.get("k_lengths"), scale, form.get("causal", False))
+    rest = (form.get("k_lengths"), scale, form.get("cap", 0.0), form.get("causal", False))
     Formula.apply(*leaves[:3], bias, *rest).backward(grad.double())
     return [x.grad for x in leaves if x.grad is not None]
 
@@ -164,6 +165,23 @@ def test_bias_gradient_has_the_shape_of_bias(isa: str, shape: tuple[int, ...], d
             assert_gradient_within_budget(o, t, e)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cap", [0.5, 30.0])
+def test_gradients_through_a_cap(isa: str, cap: float, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(3)
+    inputs = [*draw((2, 97, 131, 4, 2, 33), dtype), torch.randn((4, 97, 131), generator=g).to(dtype)]
+    grad = torch.randn(2, 97, 4, 33, generator=g).to(dtype)
+    form = {"bias": inputs[3], "causal": True, "cap": cap, "scale": 0.4}
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    exact = exact_gradients(form, inputs, grad)
+    scores = torch.einsum("bthd,bshd->bhts", leaves[0], leaves[1].repeat_interleave(2, 2)) * 0.4
+    scores = (cap * torch.tanh(scores / cap) + leaves[3]).masked_fill(torch.ones(97, 131).triu(35).bool(), -torch.inf)
+    torch.einsum("bhts,bshd->bthd", torch.softmax(scores, -1), leaves[2].repeat_interleave(2, 2)).backward(grad)
+    torchs = [x.grad for x in leaves if x.grad is not None]
+    for o, t, e in zip(gradients(form, inputs, grad), torchs, exact, strict=True):
+        assert_gradient_within_budget(o, t, e)
+
+
 def test_k_lengths_and_rows_that_see_nothing(isa: str) -> None:
     inputs = list(draw((4, 7, 150, 2, 1, 32), torch.float32))
     form = {"causal": True, "k_lengths": torch.tensor([150, 3, 0, 129])}
@@ -184,8 +202,8 @@ def test_infinities_and_nan_reach_those_who_see_them(isa: str, operand: str, val
         "v": v,
     }
     inputs[operand][0, 77, -1, 3] = value
-    out, lse = torch.ops.llmcli.attention(q, k, v, None, None, 0.25, True)
-    rest = (None, None, 0.25, True, False)
+    out, lse = torch.ops.llmcli.attention(q, k, v, None, None, 0.25, 0.0, True)
+    rest = (None, None, 0.25, 0.0, True, False)
     ours = torch.ops.llmcli.attention_backward(*inputs.values(), out, lse, *rest)[:3]
     wide = [x.double() for x in (*inputs.values(), out, lse)]
     for o, e in zip(ours, page._fallback_backward(*wide, *rest), strict=False):

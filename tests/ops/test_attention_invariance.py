@@ -73,6 +73,20 @@ def test_values_of_the_next_keys_stay_hidden(isa: str, T: int, S: int, value: fl
         assert torch.equal(rows, clean[:, :first])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_capped_scores(isa: str, threads: None, dtype: torch.dtype) -> None:
+    q, k, v = draw((2, 150, 700, 4, 2, 40), dtype)
+    torch.set_num_threads(1)
+    whole = attention(q, k, v, cap=2.0, causal=True)
+    for n in (2, 3):
+        torch.set_num_threads(n)
+        assert torch.equal(attention(q, k, v, cap=2.0, causal=True), whole)
+    assert torch.equal(attention(q[1:], k[1:], v[1:], cap=2.0, causal=True), whole[1:])
+    for begin, end in ((0, 1), (64, 130), (149, 150)):
+        chunk = attention(q[:, begin:end], k[:, : end + 550], v[:, : end + 550], cap=2.0, causal=True)
+        assert torch.equal(chunk, whole[:, begin:end])
+
+
 def test_decoding_split_over_threads_equals_prefill(isa: str, threads: None) -> None:
     torch.set_num_threads(2)
     q, k, v = draw((1, 130, 6000, 4, 2, 64), torch.float32)

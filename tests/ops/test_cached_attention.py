@@ -21,13 +21,16 @@ def empty(batch: int, heads: int, D: int, dtype: torch.dtype, capacity: int = 40
     return torch.zeros(batch, heads, -(-capacity // BLOCK), cache_bytes(dtype, D), dtype=torch.uint8)
 
 
-def in_chunks(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, sizes: list[int]) -> tuple[Tensor, Tensor]:
+def in_chunks(
+    q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, sizes: list[int], cap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """What the operator gives for consecutive chunks of these sizes, and the cache."""
     cache = empty(k.shape[0], k.shape[2], k.shape[3], dtype, k.shape[1])
     out, begin = [], 0
     for size in sizes:
         part = slice(begin, begin + size)
-        out.append(cached_attention(q[:, part], k[:, part], v[:, part], cache, [begin] * len(q), dtype=dtype))
+        new = q[:, part], k[:, part], v[:, part]
+        out.append(cached_attention(*new, cache, [begin] * len(q), dtype=dtype, cap=cap))
         begin += size
     return torch.cat(out, 1), cache
 
@@ -62,6 +65,19 @@ def test_prefill_and_steps_have_the_same_bits(
         parts, other = in_chunks(q, k, v, held, sizes)
         assert same(parts, whole)
         assert torch.equal(other, cache)
+
+
+@kernels_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("held", HELD)
+def test_capped_scores(isa: str, held: torch.dtype, dtype: torch.dtype) -> None:
+    q, k, v = draw((2, 150, 150, 4, 2, 40), dtype)
+    whole, _ = in_chunks(q, k, v, held, [150], cap=0.9)
+    assert same(in_chunks(q, k, v, held, [1, 2, 60, 65, 1, 21], cap=0.9)[0], whole)
+    if held == dtype:
+        assert same(attention(q, k, v, causal=True, cap=0.9), whole)
+    assert torch.allclose(whole, attention(q, k, v, causal=True, cap=0.9), atol=0.05)
+    assert not torch.allclose(whole, attention(q, k, v, causal=True), atol=0.05)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -131,7 +147,7 @@ def test_bias(isa: str, held: torch.dtype) -> None:
 def test_opcheck() -> None:
     q, k, v = draw((2, 2, 2, 4, 2, 16), torch.float32)
     for kind, held in enumerate(HELD):
-        given = (q, k, v, empty(2, 2, 16, held), [3, 130], None, kind, 0.25)
+        given = (q, k, v, empty(2, 2, 16, held), [3, 130], None, kind, 0.25, 0.0)
         library.opcheck(torch.ops.llmcli.cached_attention.default, given)
 
 

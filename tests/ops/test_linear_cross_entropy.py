@@ -26,23 +26,26 @@ def make(rows: int, C: int, V: int, dtype: torch.dtype = torch.float32) -> tuple
     return x.requires_grad_(), weight.requires_grad_(), targets
 
 
-def peers(x: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, ...]:
+def peers(x: Tensor, weight: Tensor, targets: Tensor, smoothing: float, cap: float | None = None) -> tuple[Tensor, ...]:
     """Loss and gradients by torch, a tenth of the sum; of 16-bit logits in float32, which does not overflow."""
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     logits = (x @ weight.T).to(torch.promote_types(x.dtype, torch.float32))
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
     loss = 0.1 * F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
     return loss.detach(), *torch.autograd.grad(loss, (x, weight))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("smoothing", "cap"), [(0.0, None), (0.1, None), (0.1, 2.0)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_close_to_float64(isa: str, shape: tuple[int, int, int], dtype: torch.dtype, smoothing: float) -> None:
+def test_close_to_float64(
+    isa: str, shape: tuple[int, int, int], dtype: torch.dtype, smoothing: float, cap: float | None
+) -> None:
     x, weight, targets = make(*shape, dtype)
-    loss = linear_cross_entropy(x, weight, targets, scale=0.1, smoothing=smoothing)
+    loss = linear_cross_entropy(x, weight, targets, scale=0.1, smoothing=smoothing, cap=cap)
     assert loss.dtype == torch.float32
-    exact = peers(x.double(), weight.double(), targets, smoothing)
-    theirs = peers(x, weight, targets, smoothing)
+    exact = peers(x.double(), weight.double(), targets, smoothing, cap)
+    theirs = peers(x, weight, targets, smoothing, cap)
     assert_within_budget(loss.detach(), theirs[0], exact[0])
     for ours, peer, truth in zip(torch.autograd.grad(loss, (x, weight)), theirs[1:], exact[1:], strict=True):
         assert_gradient_within_budget(ours, peer, truth)
@@ -115,12 +118,12 @@ def test_what_is_not_finite_shows(isa: str, bad: float) -> None:
     assert not torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_gradcheck(smoothing: float) -> None:
+@pytest.mark.parametrize(("smoothing", "cap"), [(0.0, None), (0.2, None), (0.2, 1.5)])
+def test_gradcheck(smoothing: float, cap: float | None) -> None:
     x, weight, targets = (t.double() if t.is_floating_point() else t for t in make(4, 3, 5))
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, w: linear_cross_entropy(x, w, targets, scale=0.5, smoothing=smoothing), (x, weight)
+        lambda x, w: linear_cross_entropy(x, w, targets, scale=0.5, smoothing=smoothing, cap=cap), (x, weight)
     )
 
 
@@ -129,7 +132,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
     x, weight, targets = make(9, 5, 11, dtype)
     for wanted in product((True, False), repeat=2):
         given = tuple(t.detach().requires_grad_(want) for t, want in zip((x, weight), wanted, strict=True))
-        library.opcheck(torch.ops.llmcli.linear_cross_entropy.default, (*given, targets, 0.5, 0.1, *wanted))
+        library.opcheck(torch.ops.llmcli.linear_cross_entropy.default, (*given, targets, 0.5, 0.1, 3.0, *wanted))
 
 
 def test_errors_name_what_came() -> None:
