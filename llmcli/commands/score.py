@@ -79,8 +79,8 @@ def command(
         from llmcli.scoring import surprisal
 
         located = [
-            (document.name, surprisal.locate(document, row, loaded.tokenizer))
-            for document, row in zip(documents, scores, strict=True)
+            (document.name, surprisal.locate(document, row, loaded.tokenizer, text))
+            for document, row, (_, text) in zip(documents, scores, named, strict=True)
         ]
         if heat:
             paint(located, page, out)

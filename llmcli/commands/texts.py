@@ -145,5 +145,5 @@ def place(document: Document, rule: Rule, position: int, tokenizer: Tokenizer) -
     scored = [t for window in rule.windows(len(ids)) for t in range(window.first, window.stop)]
     before = ids[1 if rule.prefixed else 0 : scored[position]]
     token = ids[scored[position]]
-    offset = sum(len(tokenizer.token_bytes(one)) for one in before)
+    offset = len(tokenizer.spell(before))
     return {"token": spell(tokenizer.token_bytes(token)), "token_id": token, "byte_offset": offset}

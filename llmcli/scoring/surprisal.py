@@ -34,12 +34,18 @@ class Token:
         return None if self.logprob is None else -self.logprob / math.log(2)
 
 
-def locate(document: Document, scores: Floats, tokenizer: Encodes) -> list[Token]:
-    """The tokens of a document with their places; scores (n_tokens,) are those of all tokens but the first."""
+def locate(document: Document, scores: Floats, tokenizer: Encodes, text: str) -> list[Token]:
+    """The tokens of a document with their places in its text; scores (n_tokens,) are those of all but the first.
+
+    A space that the tokenizer writes before any text belongs to no token.
+    """
     tokens = []
     offset, line, column = 0, 1, 1
-    for token, logprob in zip(document.ids.tolist(), [None, *scores.tolist()], strict=False):
-        data = tokenizer.token_bytes(token)
+    ids, raw = document.ids.tolist(), text.encode()
+    spelt = [tokenizer.token_bytes(token) for token in ids]
+    if spelt and spelt[0][:1] == b" " and (raw[:1] != b" " or b"".join(spelt) == b" " + raw):
+        spelt[0] = spelt[0][1:]
+    for token, data, logprob in zip(ids, spelt, [None, *scores.tolist()], strict=False):
         inside = data[:1] > b"\x7f" and data[0] < 0xC0  # a UTF-8 continuation byte
         tokens.append(Token(token, data, offset, line, max(1, column - inside), logprob))
         offset += len(data)

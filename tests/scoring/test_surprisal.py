@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from llmcli import scoring
 from llmcli.errors import InputError
 from llmcli.scoring import heat, surprisal
 from llmcli.tokenizer import Tokenizer
 from tests.scoring.test_figures import Bytes
+from tests.tiny import write_sentencepiece
 
 
 def tokens_of(text: str, tokenizer: scoring.Encodes, bits: float = 1.0) -> list[surprisal.Token]:
     document = scoring.encode("text", text, tokenizer)
     scores = np.full(document.n_tokens, -bits * math.log(2), dtype=np.float32)
-    return surprisal.locate(document, scores, tokenizer)
+    return surprisal.locate(document, scores, tokenizer, text)
 
 
 @given(st.text("a\n é漢🙂\r", max_size=40))
@@ -46,6 +48,23 @@ def test_tokens_of_several_characters(tiny_gpt2: Path) -> None:
         assert token.column == len(before) - before.rfind("\n")
 
 
+@pytest.mark.parametrize("always", [False, True], ids=["Metaspace, unless there is one", "Prepend, always"])
+@pytest.mark.parametrize("text", ["The sea was calm,\nand far.", " The sea", "  sea", "\nthe sea", "é", " "])
+def test_a_space_that_the_tokenizer_writes_first_has_no_place(tmp_path: Path, text: str, always: bool) -> None:
+    write_sentencepiece(tmp_path)
+    tokenizer = Tokenizer.open(tmp_path)
+    if always:
+        tokenizer.backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.backend.pre_tokenizer = None
+    assert tokenizer.leads_with_space
+    if not {*tokenizer.encode(text)} & {2}:  # <unk>
+        tokens = tokens_of(text, tokenizer)
+        assert b"".join(token.data for token in tokens).decode() == text
+        for token in tokens:
+            before = text.encode()[: token.offset].decode()
+            assert (token.line, token.column) == (before.count("\n") + 1, len(before) - before.rfind("\n"))
+
+
 @given(st.text(max_size=30))
 def test_pieces_are_the_text_and_keep_all_bits(text: str) -> None:
     tokens = tokens_of(text, Bytes(), bits=3.0)
@@ -58,7 +77,7 @@ def test_pieces_are_the_text_and_keep_all_bits(text: str) -> None:
 def test_hits_are_above_the_threshold() -> None:
     document = scoring.encode("text", "abcd", Bytes())
     scores = np.array([-1.0, -3.0, math.nan], np.float32) * math.log(2)
-    tokens = surprisal.locate(document, scores, Bytes())
+    tokens = surprisal.locate(document, scores, Bytes(), "abcd")
     assert [token.data for token, _ in surprisal.surprises(tokens, 2.0)] == [b"c", b"d"]
     assert [token.data for token, _ in surprisal.surprises(tokens, 4.0)] == [b"d"]
 
