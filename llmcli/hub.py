@@ -21,7 +21,11 @@ ALIASES = {
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
-FETCHED = ["config.json", "*.safetensors", "*.safetensors.index.json", "*tokenizer*.json", "vocab.json", "merges.txt"]
+DESCRIPTION = [
+    "config.json", "generation_config.json", "*.safetensors.index.json", "*tokenizer*.json", "chat_template.jinja",
+    "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
+]  # fmt: skip
+WEIGHTS = ["*.safetensors"]
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # user/name
 SUFFIXES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".gguf")
 
@@ -58,18 +62,33 @@ def _fetch(repository: str, revision: str, offline: bool) -> Path:
     # Imported here: this takes as long as half of torch, and a model that is in the cache does without.
     import huggingface_hub
     from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     name = f"{repository}@{revision}" if revision else repository
-    wanted = " ".join(f"--include '{pattern}'" for pattern in FETCHED)
+    wanted = " ".join(f"--include '{pattern}'" for pattern in ("*.json", "*.txt", "*.jinja", *WEIGHTS))
     command = f"hf download {repository} {f'--revision {revision} ' if revision else ''}{wanted}"
     if offline or constants.HF_HUB_OFFLINE:
         raise ModelError(f"{name} is not in the cache {cache()}, and this run is offline; to fetch it: {command}")
     try:
-        snapshot = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=FETCHED)
+        # Weights come last, at the same commit: where they are, an interrupted download left nothing out.
+        described = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=DESCRIPTION)
+        commit = Path(described).name
+        snapshot = huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=WEIGHTS)
+    except RevisionNotFoundError as error:
+        raise ModelError(
+            f"{name} has no revision {revision or 'main'}; name a branch, a tag or a full commit"
+        ) from error
+    except GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{repository}"
+        raise ModelError(f"{name} is gated: agree to its conditions at {page} and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{name}: {constants.ENDPOINT} has no such repository, or a private one; check the name, or set HF_TOKEN"
+        ) from error
     except Exception as error:  # the library raises its own errors, its HTTP library's and OSError
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{name} is not in the cache {cache()} and could not be fetched ({type(error).__name__}: {reason}); "
             f"to try by hand: {command}"

@@ -147,6 +147,9 @@ def tokenizer_options(function: Function) -> Function:
 
     @functools.wraps(function)
     def named(*args: Any, **values: Any) -> Any:
+        from llmcli.commands.progress import quiet_hub
+
+        quiet_hub()
         values["model"] = "default" if values["model"] is None else values["model"]
         return function(*args, **values)
 
