@@ -23,12 +23,13 @@ Floats = npt.NDArray[np.float64]
 Test = TypeVar("Test")
 
 # Looking again and again finds a difference where there is none: five looks at times that were fixed before the first
-# sample share the risk equally, so that all of them together err in at most 5 % of the runs (Bonferroni).
+# sample share the risk, each as much of it as of the time since the look before, so that all of them together err in at
+# most 5 % of the runs (Bonferroni) and the last, which has the most samples, has half of it.
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 RISK = 0.05
 MINIMUM_ROUNDS = 10  # the bootstrap of fewer is too narrow
 RESAMPLES = 2000
-METHOD = f"percentile bootstrap, {RESAMPLES} resamples of rounds, {len(LOOKS)} looks share a risk of {RISK:g}"
+METHOD = f"percentile bootstrap, {RESAMPLES} resamples of rounds, {len(LOOKS)} looks share a risk of {RISK:g} by time"
 ORDERS = ((0, 1, 1, 0), (1, 0, 0, 1))
 SECOND = 1_000_000_000
 
@@ -42,8 +43,14 @@ class Ratio:
     high: float | None
 
 
-def ratio_of_medians(above: Floats, below: Floats, level: float, *, resamples: int = RESAMPLES, seed: int = 0) -> Ratio:
-    """Median of above over median of below, times (rounds, samples) that were taken in the same rounds."""
+def ratio_of_medians(
+    above: Floats, below: Floats, risk: float, *, tests: int = 1, resamples: int = RESAMPLES, seed: int = 0
+) -> Ratio:
+    """Median of above over median of below, times (rounds, samples) that were taken in the same rounds.
+
+    Half of the risk is below the low end; above the high end is half of it divided by `tests`: one slow test of several
+    is a regression, and it takes all of them to pass.
+    """
     rounds = len(above)
     value = float(np.median(above) / np.median(below))
     if rounds < MINIMUM_ROUNDS:
@@ -54,7 +61,7 @@ def ratio_of_medians(above: Floats, below: Floats, level: float, *, resamples: i
     for begin in range(0, resamples, together):
         rows = generator.integers(0, rounds, (min(together, resamples - begin), rounds))
         drawn.append(_medians(above, rows) / _medians(below, rows))
-    low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(drawn), [risk / 2, 1 - risk / 2 / tests])
     return Ratio(value, float(low), float(high))
 
 
@@ -73,6 +80,7 @@ class Judgement(Generic[Test]):
     itself: Ratio
     rounds: int
     looks: int
+    level: float  # of the interval of speed
     verdict: str  # as in comparison.judge
     smallest_slowdown: float | None  # 0.03: from the noise of A alone, a B that is 3 % slower would have been found
 
@@ -88,6 +96,7 @@ class Judgement(Generic[Test]):
             "verdict": self.verdict,
             "rounds": self.rounds,
             "looks": self.looks,
+            "level": self.level,
             "noise": {"ratio": self.itself.value, "low": self.itself.low, "high": self.itself.high},
             "smallest_slowdown_pct": smallest,
         }
@@ -116,7 +125,7 @@ class Trial(Generic[Test]):
         self.tolerance = tolerance
         self.clock = clock
         self.resamples = resamples
-        self.level = 1 - RISK / (len(LOOKS) * max(1, len(tests)))
+        self.looked = 0.0  # the share of the budget at the last look
         self.samples: dict[Test, list[tuple[tuple[float, float], tuple[float, float]]]] = {test: [] for test in tests}
         self.judgements: dict[Test, Judgement[Test]] = {}
         self.looks = 0
@@ -133,9 +142,10 @@ class Trial(Generic[Test]):
             spent = self.clock() - begin
             ended = spent + (spent - before) > self.budget_ns  # the next round would not fit
             if ended or spent >= shares[0] * self.budget_ns:
+                now = 1.0 if ended else shares[0]
                 while len(shares) > 1 and spent >= shares[0] * self.budget_ns:
-                    shares.pop(0)
-                self.look()
+                    now = max(now, shares.pop(0))
+                self.look(now)
                 undecided = [test for test in undecided if self.judgements[test].verdict == "inconclusive"]
             yield spent
             if ended:
@@ -152,22 +162,24 @@ class Trial(Generic[Test]):
         sides = zip(*self.samples[test], strict=True)
         return self.judgements[test].to_json() | {"samples_ns": [list(map(list, side)) for side in sides]}
 
-    def look(self) -> None:
-        """Judge every test that is undecided and has a round."""
+    def look(self, share: float = 1.0) -> None:
+        """Judge every test that is undecided and has a round, at a share of the budget."""
         self.looks += 1
+        risk, self.looked = RISK * max(share - self.looked, 0.0), share
         for test, samples in self.samples.items():
             known = self.judgements.get(test)
             if samples and (known is None or known.verdict == "inconclusive"):
-                self.judgements[test] = self._judge(test, np.array(samples, dtype=np.float64))
+                self.judgements[test] = self._judge(test, np.array(samples, dtype=np.float64), risk)
 
-    def _judge(self, test: Test, samples: Floats) -> Judgement[Test]:
-        """Samples (rounds, sides, 2)."""
+    def _judge(self, test: Test, samples: Floats, risk: float) -> Judgement[Test]:
+        """Samples (rounds, sides, 2), at a risk of being wrong."""
         medians = np.median(samples, axis=(0, 2))
         # The geometric mean of the sides' quicker samples: a level that a difference between the sides does not move.
         level = np.sqrt(samples.min(axis=2).prod(axis=1))[:, None]
         first, second = samples[:, 0] / level, samples[:, 1] / level
-        speed = ratio_of_medians(first, second, self.level, resamples=self.resamples)
-        itself = ratio_of_medians(first[:, :1], first[:, 1:], self.level, resamples=self.resamples, seed=1)
+        several = {"tests": len(self.tests), "resamples": self.resamples}
+        speed = ratio_of_medians(first, second, risk, **several)
+        itself = ratio_of_medians(first[:, :1], first[:, 1:], risk, **several, seed=1)
         smallest = None
         if itself.low is not None and itself.high is not None:
             # Half the width, of half as many samples as the verdict has.
@@ -180,6 +192,7 @@ class Trial(Generic[Test]):
             itself=itself,
             rounds=len(samples),
             looks=self.looks,
+            level=1 - risk * (1 + 1 / len(self.tests)) / 2,
             verdict=judge(speed.low, speed.high, self.tolerance),
             smallest_slowdown=smallest,
         )

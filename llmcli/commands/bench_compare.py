@@ -109,6 +109,7 @@ def compare(
         else:
             warn_of_load()
             document = sample_in_turns(first, second, commands, loss / 100, time_budget, flags)
+            state_noise(document["results"])
         results = document["results"]
         verdict = overall([result["verdict"] for result in results])
         head = {"schema": "llmcli/bench-compare/1", "verdict": verdict, "tolerance_pct": loss}
@@ -128,6 +129,16 @@ def compare(
             f"{count} of {len(results)} tests cannot be judged at {loss:g} %; measure again on a quieter machine with "
             + ("more repetitions (-r)" if from_files else "a larger --time-budget or --tolerance")
         )
+
+
+def state_noise(results: list[dict[str, Any]]) -> None:
+    """Before any verdict: what this run could have found at all."""
+    found = [(f"{row['smallest_slowdown_pct']:.1f} %", row["test"]) for row in results if row["smallest_slowdown_pct"]]
+    if found:
+        smallest = ", ".join(f"{size} ({test})" for size, test in found)
+        note(f"noise: A against itself says that a loss of {smallest} or more would have been found")
+    if short := [row for row in results if not row["smallest_slowdown_pct"]]:
+        note(f"noise: too few rounds to tell ({short[0]['test']}: {short[0]['rounds']}); give more --time-budget")
 
 
 def from_stored(first: str, second: str, tolerance: float) -> dict[str, Any]:
@@ -178,7 +189,7 @@ def sample_in_turns(
             "interrupted": interrupted,
             "time_budget_s": time_budget,
             "elapsed_s": round((time.perf_counter_ns() - begin) / verdicts.SECOND, 3),
-            "level": trial.level,
+            "level": 1 - verdicts.RISK,
             "method": verdicts.METHOD,
             "sides": [side.to_json() for side in both],
             "environment": both[0].environment(),

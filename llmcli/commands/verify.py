@@ -50,6 +50,14 @@ def command() -> None:
 @option("--prompts", type=click.IntRange(1, 4096), default=4, metavar="N", help="Prompts, drawn from a counter.")
 @option("--prompt-tokens", type=click.IntRange(1), default=33, metavar="N", help="Tokens of each prompt.")
 @option("--gen-tokens", type=click.IntRange(1), default=8, metavar="N", help="Tokens that each is continued by.")
+@option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(1, 1000),
+    default=3,
+    metavar="N",
+    help="Runs of each setting; the fastest gives the cost.",
+)
 @model_options
 @quantize_option
 @cache_dtype_option
@@ -62,14 +70,15 @@ def determinism(
     prompts: int,
     prompt_tokens: int,
     gen_tokens: int,
+    repetitions: int,
     choice: ModelChoice,
     format: str,
     output: str | None,
 ) -> None:
     """Continue the same prompts under every combination of threads, batch, prompt chunk and cache.
 
-    Hashes all logits and all tokens of each run. The cost is one run's time against the first one's: it says what a
-    setting costs here, roughly; `bench` measures it. Exits with 3 when the hashes are not one.
+    Hashes all logits and all tokens of each run. The cost is a setting's fastest run against the first setting's: what
+    it takes longer, in per cent. Exits with 3 when the hashes are not one.
     """
     if choice.threads is not None:
         raise InputError("-t: expected --thread-counts, which lists those to compare")
@@ -79,16 +88,19 @@ def determinism(
 
         every, runs = check.settings(thread_counts, batch_size, chunk), []
         ids = check.draw_prompts(prompts, prompt_tokens, loaded.tokenizer.vocab_size).to(loaded.device)
-        with Progress("verifying", total=len(every), unit="settings") as progress:
-            for run in check.verify(loaded.model, ids, gen_tokens, every, loaded.model.config.n_positions):
+        context = loaded.model.config.n_positions
+        with Progress("verifying", total=len(every) * repetitions, unit="runs") as progress:
+            for run in check.verify(loaded.model, ids, gen_tokens, every, context, repetitions):
                 runs.append(run)
                 progress(len(runs))
+        runs = check.fastest(runs)
         rows = [
             {**asdict(r.setting), "sha256": r.sha256, "seconds": r.seconds,
              "cost_pct": 100 * (r.seconds / runs[0].seconds - 1)} for r in runs
         ]  # fmt: skip
         other = [row for row in rows if row["sha256"] != runs[0].sha256]
-        facts = {"verdict": "differs" if other else "identical", "results": rows, "llmcli": loaded.engine()}
+        word = "differs" if other else "identical"
+        facts = {"verdict": word, "repetitions": repetitions, "results": rows, "llmcli": loaded.engine()}
         cells = [
             [str(row["threads"]), str(row["batch_size"]), str(row["chunk"] or "whole"), "on" if row["cache"] else "off",
              row["sha256"][:16], f"{row['cost_pct']:+.0f}"] for row in rows

@@ -136,7 +136,9 @@ def live(shell: Callable[..., Result], arguments: str) -> tuple[Result, dict[str
     document = json.loads(result.out)
     assert document["schema"] == "llmcli/bench-compare/1"
     assert result.code == {"pass": 0, "regression": 3, "inconclusive": 4}[document["verdict"]]
-    assert result.code == 0 or result.err.splitlines()[-1].startswith("error: ")
+    lines = [line for line in result.err.splitlines() if line.startswith(("noise: ", "error: "))]
+    assert [line[:7] for line in lines] == ["noise: ", "error: "][: len(lines)]
+    assert len(lines) == 1 + (result.code != 0)
     for test in document["results"]:
         assert test["verdict"] in ("faster", "no slower", "slower", "inconclusive")
         assert [len(side) for side in test["samples_ns"]] == [test["rounds"]] * 2

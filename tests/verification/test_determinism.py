@@ -11,7 +11,7 @@ import torch
 from llmcli import loading
 from llmcli.errors import InputError
 from llmcli.verification import cache, determinism
-from llmcli.verification.determinism import Setting
+from llmcli.verification.determinism import Run, Setting
 from tests.marks import kernels_only
 from tests.toy import Toy, ToyState
 
@@ -66,6 +66,16 @@ def test_what_depends_on_the_setting_is_found(kind: str) -> None:
     for setting in SETTINGS:
         if kind == "chunk" or not setting.chunk:  # in pieces, the logits are those of a step
             assert (found[setting] != found[SETTINGS[0]]) == differs(setting), setting
+
+
+def test_the_fastest_of_several_runs_in_turns() -> None:
+    runs = list(determinism.verify(Steps(), PROMPTS, 2, SETTINGS[:3], 64, repetitions=2))
+    assert [run.setting for run in runs] == [*SETTINGS[:3], *reversed(SETTINGS[:3])]
+    timed = [Run(run.setting, "a" if n != 4 else "b", seconds) for n, (run, seconds) in
+             enumerate(zip(runs, [5.0, 3.0, 2.0, 4.0, 1.0, 6.0], strict=True))]  # fmt: skip
+    assert determinism.fastest(timed) == [
+        Run(SETTINGS[0], "a", 5.0), Run(SETTINGS[1], "b", 1.0), Run(SETTINGS[2], "a", 2.0)
+    ]  # fmt: skip
 
 
 def test_the_hash_covers_logits_and_order() -> None:
