@@ -60,6 +60,13 @@ FIGURES = ("precision", "recall", "f1")
 @option("--lora", type=click.IntRange(1), metavar="RANK", help="Train adapters of this rank and merge them.")
 @option("--lora-alpha", type=Number(0, min_open=True), help="Adapters count alpha / RANK. [default: twice the rank]")
 @option("--lora-targets", metavar="NAMES", help="Layers to adapt, such as c_attn,c_proj. [default: all in the blocks]")
+@option(
+    "--token-dropout",
+    type=Number(0, 1, max_open=True),
+    default=0.0,
+    metavar="SHARE",
+    help="Leave out this share of each text's tokens, others in every epoch, with --task classify.",
+)
 @option("--epochs", type=Number(0, min_open=True), default=3.0, help="Passes over the data.")
 @recipe_options(
     iters=None,
@@ -95,6 +102,8 @@ def command(
         raise InputError("expected examples or text, got none; pass --data PATH, or '-' for standard input")
     if task == "classify" and run.sample_every:
         raise InputError("--sample-every: expected --task lm, got a classifier, which writes no text")
+    if task == "lm" and flags["token_dropout"]:
+        raise InputError("--token-dropout: expected --task classify, got lm, which learns every token that it reads")
     choice.prepare(training=True)
     learning.check_processes(run, (*data, *files, *val))
     from llmcli.training import distributed, finetuning

@@ -99,6 +99,6 @@ def classes(
         return finetuning.class_rows(ids, [labels.index(one.label) for one in some], encoder=encoder)
 
     validation = batches.held_out_rows(rows(held), sum(len(one.text.encode()) for one in held)) if held else None
-    every = batches.Rows(rows(given), flags["seed"])
+    every = batches.Rows(rows(given), flags["seed"], flags["token_dropout"])
     amount = f"{len(given)} training texts of {len(labels)} classes"
     return Material(every, validation, ctx_size, amount, labels=labels)

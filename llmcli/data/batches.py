@@ -104,18 +104,32 @@ class Row:
 
 
 class Rows:
-    """Examples, each once in an epoch, in an order drawn from the seed; a batch is padded and sorted by length."""
+    """Examples, each once in an epoch, in an order drawn from the seed; a batch is padded and sorted by length.
 
-    def __init__(self, rows: Sequence[Row], seed: int) -> None:
+    Each row loses a share of its tokens that is drawn anew in every epoch, `token_dropout`, so that no one of them
+    decides ("Deep Unordered Composition Rivals Syntactic Methods for Text Classification", Iyyer et al. 2015, section
+    3.1). The first and the last stay.
+    """
+
+    def __init__(self, rows: Sequence[Row], seed: int, token_dropout: float = 0.0) -> None:
         if not rows:
             raise InputError("there is no example to learn from")
-        self.rows, self.seed = rows, seed
+        self.rows, self.seed, self.token_dropout = rows, seed, token_dropout
         self.per_epoch = len(rows)
 
     def batch(self, first: int, size: int) -> Shard:
         """Rows first … first+size-1 of all epochs, the shortest first."""
-        places = (divmod(index, len(self.rows)) for index in range(first, first + size))
-        return padded([self.rows[int(self._order(epoch)[place])] for epoch, place in places])
+        return padded([self._row(index) for index in range(first, first + size)])
+
+    def _row(self, index: int) -> Row:
+        epoch, place = divmod(index, len(self.rows))
+        row = self.rows[int(self._order(epoch)[place])]
+        if not self.token_dropout:
+            return row
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        kept = torch.rand(len(row.inputs), generator=generator) >= self.token_dropout
+        kept[0] = kept[-1] = True
+        return Row(row.inputs[kept], row.targets[kept])
 
     def _order(self, epoch: int) -> Tensor:
         if getattr(self, "_epoch", None) != epoch:

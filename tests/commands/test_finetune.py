@@ -184,7 +184,7 @@ def test_learns_to_classify(tiny_gpt2: Path, labelled: Path, flags: list[str], s
 def test_classifier_resumes_to_the_same_weights_and_keeps_its_labels(
     tiny_gpt2: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ["--task", "classify", *LORA]
+    flags = ["--task", "classify", *LORA, "--token-dropout", "0.2"]
     assert finetune(tiny_gpt2, labelled, "labelled.jsonl", *flags, "--output", str(labelled / "whole"))[0] == 0
     step = training.Trainer.step
 
@@ -243,3 +243,5 @@ def test_verify_resume(tiny_gpt2: Path, folder: Path, flags: list[str]) -> None:
 def test_a_classifier_writes_no_samples(tiny_gpt2: Path, folder: Path) -> None:
     code, _, err = finetune(tiny_gpt2, folder, "pairs.jsonl", "--task", "classify", "--sample-every", "2")
     assert (code, "--sample-every" in err) == (2, True)
+    code, _, err = finetune(tiny_gpt2, folder, "pairs.jsonl", "--token-dropout", "0.1")
+    assert (code, "--token-dropout: expected --task classify" in err) == (2, True)

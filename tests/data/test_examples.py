@@ -89,6 +89,19 @@ def test_an_epoch_visits_every_row_once() -> None:
     assert every.batch(5, 4)[1].flatten().tolist() == [*epochs[0][5:], *epochs[1][:2]]
 
 
+def test_token_dropout_leaves_out_other_tokens_in_every_epoch() -> None:
+    whole = torch.arange(1, 1001)
+    every = batches.Rows([batches.Row(whole, whole)], seed=3, token_dropout=0.25)
+    epochs = [every.batch(epoch, 1) for epoch in range(2)]
+    for inputs, targets in epochs:
+        assert torch.equal(inputs, targets)
+        assert (inputs[0, 0], inputs[0, -1]) == (1, 1000)
+        assert (inputs[0].diff() > 0).all()
+        assert 680 < inputs.shape[1] < 820
+    assert epochs[0][0].tolist() != epochs[1][0].tolist()
+    assert torch.equal(every.batch(0, 1)[0], epochs[0][0])
+
+
 def test_reads_lines_and_directories(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "two"}\n\n{"text": "three\\u2028still three"}\n')
     (tmp_path / "a.txt").write_text("one")
