@@ -64,6 +64,17 @@ def _library(request: Request) -> dict[str, str]:
     return {} if request.constraint is None else {"llguidance": constraint.library().__version__}
 
 
+def versions() -> dict[str, str]:
+    """What decides bits beside llmcli itself, and what is named where they differ."""
+    return {"torch": torch.__version__, "python": platform.python_version()}
+
+
+def changed(receipt: Mapping[str, Any], engine: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What runs here otherwise than where a checked receipt was written: name to [was, is]."""
+    was, now = {**(receipt.get("versions") or {}), **receipt["llmcli"]}, {**versions(), **engine}
+    return {key: [was.get(key), now[key]] for key in now if was.get(key) != now[key]}
+
+
 def sha256(text: str) -> str:
     """Hash of a text in UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
@@ -91,6 +102,8 @@ def check(document: Any) -> dict[str, Any]:
     for name, kind in FIELDS.items():
         if not isinstance(document.get(name), kind):
             raise InputError(f'receipt: expected "{name}" to be a {kind.__name__}, got {document.get(name)!r:.60}')
+    if not isinstance(document.get("versions") or {}, dict):
+        raise InputError(f'receipt: expected "versions" to be a dict, got {document["versions"]!r:.60}')
     for sample in document["samples"]:
         if not _is_sample(sample):
             raise InputError(f'receipt: expected "samples" with as many "ids" as "logprobs", got {sample!r:.60}')

@@ -71,8 +71,9 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
         if verdict is None:
             terminal.note("interrupted")
             raise click.exceptions.Exit(130)
-        engine, recorded = loaded.engine(), facts["llmcli"]
-        other = {key: [recorded.get(key), engine[key]] for key in engine if recorded.get(key) != engine[key]}
+        engine = loaded.engine()
+        other = receipts.changed(facts, engine)
+        changes = {key: f"{key} was {was}, is {now}" for key, (was, now) in other.items()}
         if format == "json":
             word = "identical" if verdict.divergence is None else "differs"
             row: dict[str, Any] = {"schema": "llmcli/replay/1", "verdict": word, **asdict(verdict), "changed": other}
@@ -83,6 +84,8 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
                 f"identical: {verdict.n_tokens} tokens in {verdict.n_samples} samples{where}; "
                 f"log-probabilities differ by {verdict.logprob_difference:.3g} at most\n"
             )
+        if verdict.divergence is None and changes.keys() - {"threads"}:  # any number of those gives the same bits
+            terminal.note("although " + "; ".join(text for key, text in changes.items() if key != "threads"))
     if verdict.divergence is not None:
         found = verdict.divergence
 
@@ -93,11 +96,10 @@ def command(receipt: str, choice: ModelChoice, format: str, output: str | None) 
             return f"{token} {loaded.tokenizer.token_bytes(token)!r}" if known and token >= 0 else f"{token} (unknown)"
 
         gap = "" if found.gap is None else f"; the logit of the latter is {found.gap:+.6g} from the former's"
-        changed = "".join(f"; {key} was {was}, is {now}" for key, (was, now) in other.items())
         line = f"receipt {verdict.n_receipts}, " if len(every) > 1 else ""
         raise GateFailed(
             f"{line}sample {found.sample}, token {found.position}: expected {spelt(found.recorded)}, "
-            f"got {spelt(found.found)}{gap}{changed}"
+            f"got {spelt(found.found)}{gap}{''.join(f'; {text}' for text in changes.values())}"
         )
 
 

@@ -115,6 +115,7 @@ def test_other_weights_are_exit_5(make: Any, invoke: Run, tiny_gpt2: Path, tmp_p
         ({"samples": [{"ids": [1], "logprobs": []}]}, 2, 'expected "samples" with as many'),
         ({"samples": [{"ids": [1], "logprobs": ["a"]}]}, 2, 'expected "samples" with as many'),
         ({"samples": []}, 2, "expected 1 samples, got 0"),
+        ({"versions": ["2.0"]}, 2, 'expected "versions" to be a dict'),
         ({"model": 3}, 2, 'expected "model" to be a str'),
         ({"policy": {"width": 3}}, 2, "fields of a policy, got width"),
         ({"request": {"colour": 3}}, 2, "settings of a request, got colour"),
@@ -129,6 +130,25 @@ def test_receipts_that_were_changed(
     result = invoke("replay run.json")
     assert (result.code, result.out) == (code, "")
     assert words in result.err
+
+
+def test_what_runs_otherwise_is_named(make: Any, invoke: Run, tmp_path: Path) -> None:
+    receipt = make()
+    receipt["versions"] = {"torch": "2.0", "python": "3.8"}
+    receipt["llmcli"] |= {"version": "0.0.1", "threads": 77}
+    (tmp_path / "run.json").write_text(json.dumps(receipt))
+    result = invoke("replay run.json --json")
+    assert result.code == 0
+    assert {name: was for name, (was, _) in json.loads(result.out)["changed"].items()} == {
+        "torch": "2.0", "python": "3.8", "version": "0.0.1", "threads": 77
+    }  # fmt: skip
+    assert result.err.startswith("although ")
+    assert f"torch was 2.0, is {torch.__version__}; " in result.err
+    assert "threads" not in result.err
+    receipt["samples"][0]["ids"][3] ^= 1
+    (tmp_path / "run.json").write_text(json.dumps(receipt))
+    result = invoke("replay run.json")
+    assert (result.code, "; threads was 77, is " in result.err, "torch was 2.0" in result.err) == (3, True, True)
 
 
 def test_a_changed_text_hash_is_exit_5(make: Any, invoke: Run, tmp_path: Path) -> None:
