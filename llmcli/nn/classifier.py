@@ -23,6 +23,7 @@ class Classifier(nn.Module):
     """A decoder, whose `hidden(ids)` gives (B,T,C), and a matrix from C to N classes, without bias."""
 
     KIND = "decoder"
+    logit_cap = None  # a decoder's own is for its words
 
     def __init__(self, decoder: Any, n_labels: int) -> None:
         super().__init__()
@@ -79,6 +80,7 @@ class EncoderClassifier(nn.Module):
     """An encoder, whose `encode(ids, lengths)` gives (B,T,C), a tanh layer and a matrix from C to N classes."""
 
     KIND = "encoder"
+    logit_cap = None
 
     def __init__(self, encoder: Any, n_labels: int) -> None:
         super().__init__()
