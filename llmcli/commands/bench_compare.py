@@ -26,7 +26,7 @@ from llmcli.commands.progress import Progress
 from llmcli.commands.terminal import Writer, note, open_output, read_text, table, to_json
 from llmcli.errors import GateFailed, Inconclusive, InputError
 
-DEFAULTS = 256, 16  # tokens to read and to write
+DEFAULTS = 128, 8  # tokens to read and to write: short samples, for many rounds in the time there is
 LIVE, STORED = 2.5, 5.0  # per cent: two runs apart are further apart
 MEASURES = (
     "model", "random", "prompt_tokens", "gen_tokens", "depth", "batch_size", "dtype", "threads", "quantize",

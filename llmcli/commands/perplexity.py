@@ -105,42 +105,56 @@ def all_of(rows: list[dict[str, Any]], head: dict[str, Any], format: str) -> str
         raise InputError(str(rows[0]["error"]))
     if format == "json":
         return terminal.to_json({"schema": "llmcli/perplexity-all/1", **head, "results": rows})
+    heads = [row.get("headline", {}) for row in rows]
     if format == "csv":
-        raise InputError("--protocol all: expected --format text or json, got csv")
-    columns = ["protocol", *FIGURES, "headline", "fingerprint"]
+        return table_of(["protocol", *FIGURES, "headline", "low", "high", "fingerprint", "error"], [
+            {**row, "protocol": row["protocol"]["name"], "low": head.get("low"), "high": head.get("high"),
+             "headline": head.get("figure")} for row, head in zip(rows, heads, strict=True)
+        ])  # fmt: skip
+    columns = ["protocol", *FIGURES, "headline", "low", "high", "fingerprint"]
     cells = [
-        [row["protocol"]["name"], *(figure(row.get(name)) for name in FIGURES),
-         row.get("headline", {}).get("figure", "-"), row.get("fingerprint", "-")[:16]]
-        for row in rows
+        [row["protocol"]["name"], *(figure(row.get(name)) for name in FIGURES), head.get("figure", "-"),
+         figure(head.get("low")), figure(head.get("high")), row.get("fingerprint", "-")[:16]]
+        for row, head in zip(rows, heads, strict=True)
     ]  # fmt: skip
     notes = "".join(f"{row['protocol']['name']}: {row['error']}\n" for row in rows if "error" in row)
-    return terminal.table(columns, cells, right=range(1, len(FIGURES) + 1)) + notes
+    return (
+        terminal.table(columns, cells, right=[*range(1, len(FIGURES) + 1), len(columns) - 3, len(columns) - 2]) + notes
+    )
 
 
 def as_csv(figures: dict[str, Any]) -> str:
     """A row per document and a last row `total`."""
+    return table_of(["name", *FIGURES, "error"], [*figures["documents"], {"name": "total", **figures}])
+
+
+def table_of(columns: list[str], rows: list[dict[str, Any]]) -> str:
+    """Rows as CSV under a header; what a row does not have is empty."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, ["name", *FIGURES, "error"], extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*figures["documents"], {"name": "total", **figures}])
+    writer.writerows(rows)
     return stream.getvalue()
 
 
 def as_text(figures: dict[str, Any]) -> str:
     """A table for people; the last row is the total when there is more than one document."""
     rows = [*figures["documents"], {"name": "total", **figures}]
-    ci, protocol = figures["ci"], figures["protocol"]
+    ci, protocol, head = figures["ci"], figures["protocol"], figures["headline"]
     table = terminal.table(
         ["document", *FIGURES],
         [[row["name"], *(figure(row[name]) for name in FIGURES)] for row in (rows if len(rows) > 2 else rows[:1])],
         right=range(1, len(FIGURES) + 1),
     )
-    interval = f"{100 * ci['level']:.0f} % interval {figure(ci['low'])} to {figure(ci['high'])}, {ci['method']}"
+    interval = (
+        f"{100 * ci['level']:.0f} % interval of {head['figure']}: {figure(head['low'])} to {figure(head['high'])}, "
+        f"{ci['method']}"
+    )
     macro = figures["macro"]
     each = f"mean of documents: ppl {figure(macro['ppl'])}, bits_per_byte {figure(macro['bits_per_byte'])}\n"
     return (
         f"{table}\n"
         f"{each if len(rows) > 2 else ''}"
         f"{interval if ci['low'] is not None else 'no interval: ' + ci['method']}\n"
-        f"protocol {protocol['name']}, headline {figures['headline']['figure']}, fingerprint {figures['fingerprint']}\n"
+        f"protocol {protocol['name']}, headline {head['figure']}, fingerprint {figures['fingerprint']}\n"
     )

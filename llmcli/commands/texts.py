@@ -122,6 +122,11 @@ def documents(loaded: Loaded, texts: Sequence[tuple[str, str]], rule: Rule) -> l
             if not any(other.n_tokens for other in documents):
                 raise InputError(f"{problem}; there is nothing to score")
             terminal.note(f"warning: {problem}; left out")
+    known: dict[str, str] = {}
+    for document in documents:
+        if document.n_tokens and document.sha256 in known:
+            terminal.note(f"warning: {document.name} holds the same text as {known[document.sha256]}: it counts twice")
+        known.setdefault(document.sha256, document.name)
     return documents
 
 

@@ -87,9 +87,12 @@ def report(documents: Sequence[Document], scores: Sequence[Floats], protocol: Ru
     if error:
         interval["method"] = "no perplexity"
     figures = corpus.describe()
+    # The same nats by another number: an interval of nats per token is one of nats per word.
+    share = corpus.n_tokens / corpus.n_words if protocol.headline == "word_ppl" and corpus.n_words else 1.0
+    ends = {end: _exp(None if interval[end] is None else interval[end] * share) for end in ("low", "high")}
     return {
         **figures,
-        "headline": {"figure": protocol.headline, "value": figures[protocol.headline]},
+        "headline": {"figure": protocol.headline, "value": figures[protocol.headline], **ends},
         "macro": macro([totals[i] for i in used] if not error else []),
         "ci": {**interval, "low": _exp(interval["low"]), "high": _exp(interval["high"])},
         "protocol": protocol.describe(),

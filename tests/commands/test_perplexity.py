@@ -146,6 +146,14 @@ def test_a_short_document_among_others_is_left_out(ppl: Shell, tmp_path: Path) -
     assert figures["ppl"] == figures["documents"][0]["ppl"]
 
 
+@pytest.mark.parametrize(("files", "first"), [("a.txt same.txt", "a.txt"), ("same.txt b.txt same.txt", "same.txt")])
+def test_a_text_that_counts_twice(invoke: Shell, tiny_gpt2: Path, tmp_path: Path, files: str, first: str) -> None:
+    for name, text in (("a.txt", TEXT), ("b.txt", TEXT[:90]), ("same.txt", TEXT)):
+        (tmp_path / name).write_text(text)
+    result = invoke(f"ppl -m {tiny_gpt2} {files}")
+    assert (result.code, result.err) == (0, f"warning: same.txt holds the same text as {first}: it counts twice\n")
+
+
 def test_logits_that_are_no_numbers(ppl: Shell, tiny_gpt2: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -184,6 +192,11 @@ def test_protocols_by_name_and_all_in_one_table(invoke: Shell, tiny_gpt2: Path, 
         assert {key: alone[key] for key in row} == row
     text = invoke(f"ppl -m {tiny_gpt2} --protocol all a.txt b.txt").out
     assert [line.split()[1] for line in text.splitlines()[1:]] == [f"{row['ppl']:.4f}" for row in rows.values()]
+    table = list(csv.DictReader(invoke(f"ppl -m {tiny_gpt2} --protocol all a.txt b.txt --format csv").out.splitlines()))
+    for line, row in zip(table, rows.values(), strict=True):
+        assert (line["protocol"], line["fingerprint"]) == (row["protocol"]["name"], row["fingerprint"])
+        assert float(line["word_ppl"]) == row["word_ppl"]
+        assert float(line["low"]) == row["headline"]["low"] < row["headline"]["value"] < float(line["high"])
     macro = rows["sliding"]["macro"]
     assert f"mean of documents: ppl {macro['ppl']:.4f}" in invoke(f"ppl -m {tiny_gpt2} a.txt b.txt").out
 
@@ -197,5 +210,7 @@ def test_what_a_protocol_refuses(invoke: Shell, tiny_gpt2: Path, tmp_path: Path)
     assert result.code == 0
     assert result.out.splitlines()[2].split()[:2] == ["llamacpp:64", "-"]
     assert "llamacpp:64: a.txt: expected at least 128 tokens" in result.out
-    assert invoke(f"ppl -m {tiny_gpt2} --protocol all --format csv a.txt").code == 2
+    table = csv.DictReader(invoke(f"ppl -m {tiny_gpt2} --protocol all --format csv a.txt").out.splitlines())
+    (row,) = [row for row in table if row["protocol"] == "llamacpp:64"]
+    assert (row["ppl"], row["low"], "at least 128 tokens" in row["error"]) == ("", "", True)
     assert invoke(f"ppl -m {tiny_gpt2} --protocol lm-eval:65 a.txt").code == 2

@@ -125,7 +125,11 @@ def test_lm_eval_figures_are_the_harnesss(tiny, upstream) -> None:
     assert (got["n_words"], got["n_bytes"], got["n_tokens"]) == (n_words, len(text), len(ids) - 1)
     assert got["word_ppl"] == pytest.approx(math.exp(-total / n_words), rel=1e-3)
     assert got["bits_per_byte"] == pytest.approx(-total / len(text) / math.log(2), rel=1e-5)
-    assert got["headline"] == {"figure": "word_ppl", "value": got["word_ppl"]}
+    assert (got["headline"]["figure"], got["headline"]["value"]) == ("word_ppl", got["word_ppl"])
+    # The interval is that of the same nats: its ends lie about word_ppl as those of ci lie about ppl.
+    for end in ("low", "high"):
+        share = math.log(got["headline"][end] / got["word_ppl"]) / math.log(got["ci"][end] / got["ppl"])
+        assert share == pytest.approx(got["n_tokens"] / got["n_words"])
 
 
 def test_bytes_and_words_are_those_of_the_scored_part() -> None:
