@@ -24,10 +24,14 @@ def answer(
     Raises InputError when no question can be used; bad ones become error records.
     """
     lines = [(n, line) for n, line in enumerate(terminal.read_lines(path), 1) if line.strip()]
+    if not lines:
+        raise InputError("--choices: expected a question per line, got none that can be used")
     with terminal.open_output(output) as out:
         loaded = choice.load()
         from llmcli.scoring import choices
 
+        # LAMBADA is published as lines of text, too.
+        parse = choices.plain if path.endswith(".txt") and not lines[0][1].startswith(b"{") else choices.parse
         longest = loaded.model.config.n_positions
         if ctx_size is not None and ctx_size > longest:
             raise InputError(f"--ctx-size: expected at most {longest}, the model's context, got {ctx_size}")
@@ -38,7 +42,7 @@ def answer(
             for place, (number, line) in enumerate(lines):
                 question = None
                 try:
-                    question = choices.parse(line)
+                    question = parse(line)
                     rows = choices.rows(question, loaded.tokenizer, ctx_size or longest)
                 except InputError as error:
                     problem = {"message": str(error), "line": number}
@@ -56,8 +60,8 @@ def answer(
         summary = choices.summarise(records)
         bad = [record["error"] for record in records if "error" in record]
         if len(bad) == len(records):
-            first = f"; line {bad[0]['line']}: {bad[0]['message']}" if bad else ""
-            raise InputError(f"--choices: expected a question per line, got none that can be used{first}")
+            first = f"line {bad[0]['line']}: {bad[0]['message']}"
+            raise InputError(f"--choices: expected a question per line, got none that can be used; {first}")
         if format == "jsonl":
             out.write("".join(terminal.to_json({"schema": SCHEMA, **record}, indent=None) for record in records))
         elif format == "json":

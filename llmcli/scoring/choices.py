@@ -71,11 +71,24 @@ def parse(line: bytes) -> Question:
         choices = _texts(record, "choices")
         return Question(_text(record, "prompt"), choices, _label(record, len(choices)), record.get("id"))
     if "text" in record:
-        context, space, word = _text(record, "text").rpartition(" ")
-        if not context or not word:
-            raise InputError('expected a "text" that ends with a space and a word, got neither')
-        return Question(context, (space + word,), 0, record.get("id"))
+        return lambada(_text(record, "text"), record.get("id"))
     raise InputError('expected "prompt" and "choices", or HellaSwag\'s "ctx" and "endings", or LAMBADA\'s "text"')
+
+
+def plain(line: bytes) -> Question:
+    """A line of LAMBADA's own plain text files, a passage in each. Raises InputError."""
+    try:
+        return lambada(line.decode("utf-8").strip())
+    except UnicodeDecodeError as error:
+        raise InputError(f"expected text in UTF-8, got something else: {error}") from None
+
+
+def lambada(text: str, id: Any = None) -> Question:
+    """A passage whose last word is missing."""
+    context, space, word = text.rpartition(" ")
+    if not context or not word:
+        raise InputError('expected a "text" that ends with a space and a word, got neither')
+    return Question(context, (space + word,), 0, id)
 
 
 def hellaswag(record: Mapping[str, Any]) -> Question:

@@ -62,7 +62,11 @@ def to_png(texts: Texts) -> bytes:
         font = ImageFont.truetype("DejaVuSansMono.ttf", 16)
     except OSError:
         font = ImageFont.load_default(16)
-    lines = [line for name, tokens in texts for line in [*fold([(f"{name}\n", 0)]), *fold(levels(tokens)), []]]
+    legend = fold([("bits: ", 0), *((f" {label(n)} ", n) for n in range(LEVELS)), ("\n\n", 0)])
+    lines = [
+        *legend,
+        *(line for name, tokens in texts for line in [*fold([(f"{name}\n", 0)]), *fold(levels(tokens)), []]),
+    ]
     if len(lines) > MAX_LINES:
         raise InputError(f"expected at most {MAX_LINES} lines for a PNG, got {len(lines)}; write HTML (-o FILE.html)")
     width, height = int(font.getlength("M") + 0.999), 22

@@ -26,6 +26,8 @@ QUESTIONS = [
 @pytest.fixture(autouse=True)
 def texts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / "a.text").write_text(TEXT)
+    (tmp_path / "one.txt").write_text("word\n")
     (tmp_path / "b.txt").write_text("The sea é\x1b[31m\n")
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
 
@@ -104,6 +106,15 @@ def test_choices(score: Run) -> None:
     assert "accuracy %" in score("--choices q.jsonl").out
 
 
+@kernels_only
+def test_lambada_as_text_and_as_jsonl(score: Run, tmp_path: Path) -> None:
+    lines = ["we shall go where the wind goes", "the boy said to the captain"]
+    (tmp_path / "lambada.txt").write_text("".join(f"{line} \n" for line in lines))
+    (tmp_path / "lambada.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    assert score("--choices lambada.txt").out == score("--choices lambada.jsonl").out
+    assert json.loads(score("--choices lambada.txt --json").out)["accuracy"]["greedy"]["n"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -115,7 +126,8 @@ def test_choices(score: Run) -> None:
         ("--lint --over nanbits a.txt", 2, "finite number"),
         ("--over 9bits a.txt", 2, "--over: expected --lint"),
         ("--choices q.jsonl a.txt", 2, "expected neither FILES nor --stride"),
-        ("--choices a.txt", 2, "line 1: expected a JSON object"),
+        ("--choices a.text", 2, "line 1: expected a JSON object"),
+        ("--choices one.txt", 2, "ends with a space and a word"),
         ("--choices /dev/null", 2, "got none that can be used"),
         ("a.txt -c 65", 2, "at most 64 tokens"),
     ],

@@ -39,6 +39,7 @@ def test_hellaswag_as_the_harness_reads_it() -> None:
 
 def test_lambada_and_plain_questions() -> None:
     assert parse({"text": "the boy said to the captain"}) == Question("the boy said to the", (" captain",), 0)
+    assert choices.plain(b"the boy said to the captain \n") == Question("the boy said to the", (" captain",), 0)
     plain = parse({"id": "q", "prompt": "2+2=", "choices": ["4", "5"], "label": "1"})
     assert plain == Question("2+2=", ("4", "5"), 1, "q")
 
@@ -58,6 +59,12 @@ def test_lambada_and_plain_questions() -> None:
 def test_records_that_cannot_be_used(line: bytes, words: str) -> None:
     with pytest.raises(InputError, match=words):
         choices.parse(line)
+
+
+@pytest.mark.parametrize(("line", "words"), [(b"word\n", "a space and a word"), (b"a \xff", "UTF-8")])
+def test_plain_lines_that_cannot_be_used(line: bytes, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        choices.plain(line)
 
 
 @pytest.fixture(scope="module")

@@ -99,10 +99,11 @@ def test_html_escapes_the_text_and_says_the_bits() -> None:
 def test_png_is_coloured_and_folded() -> None:
     from io import BytesIO
 
-    image = pytest.importorskip("PIL.Image")
-    picture = image.open(BytesIO(heat.to_png([("n", tokens_of("a" * 250 + "\n漢", Bytes(), bits=15.0))])))
-    assert picture.height == 2 * heat.MARGIN + 22 * (1 + 4 + 1)
+    from PIL import Image
+
+    picture = Image.open(BytesIO(heat.to_png([("n", tokens_of("a" * 250 + "\n漢", Bytes(), bits=15.0))])))
+    assert picture.height == 2 * heat.MARGIN + 22 * (2 + 1 + 4 + 1)  # the legend, the name, the text, a gap
     colors = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in picture.getcolors(1 << 16)}
-    assert {heat.COLORS[0], heat.COLORS[7]} <= colors
+    assert set(heat.COLORS) <= colors
     with pytest.raises(InputError, match="at most 2000 lines"):
         heat.to_png([("n", tokens_of("\n" * 2001, Bytes()))])
