@@ -5,8 +5,9 @@
 
 `<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator and the
 models; `<!-- bench:peers -->` llmcli beside the best other engine, `<!-- bench:peers all -->` every engine, and charts;
-all end at `<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json
-(`benchmarks/start.py`), <machine>.models.json (`llmcli bench`) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
+`<!-- bench:training -->` nanoGPT's character model; all end at `<!-- /bench -->`. One machine has <machine>.json
+(`llmcli bench kernels`), <machine>.start.json (`benchmarks/start.py`), <machine>.models.json (`llmcli bench`),
+<machine>.training.json (`benchmarks/training.py`) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from llmcli.benchmarking.tables import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import training  # noqa: E402
 from benchmarks.peers.report import SHAPES, goals_table, whole_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 MODELS_COMMAND = "llmcli bench --random gpt2 -t 2 -r 6 -d 0,496 --gen-tokens 32 --dtype float32,bfloat16"
 PEERS_COMMAND = "python -m benchmarks.peers.run"
+TRAINING_COMMAND = "python benchmarks/training.py input.txt --nanogpt nanoGPT -o benchmarks/results/"
 SHORT = ("gpt2", "default")  # the shapes whose goals the README shows
-MARKED = re.compile(r"(<!-- bench:(?P<what>kernels|peers)(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- bench:(?P<what>kernels|peers|training)(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -106,9 +109,23 @@ def render_peers(results: dict[str, dict[str, Any]], *, every: bool) -> str:
     return "".join(parts)
 
 
+def render_training(results: dict[str, dict[str, Any]], *, every: bool) -> str:
+    """nanoGPT's character model on each machine."""
+    parts = []
+    for document in results.values():
+        if document["schema"] == "llmcli/bench-training/1":
+            facts, load = document["environment"], ", ".join(f"{found[0]:g}" for found in document["load_averages"])
+            machine = " ".join(describe(facts, []).split())
+            goal = f"loss ≤ {document['goal']['val_loss']}, wall time ≤ {100 * document['goal']['wall_ratio']:.0f} %"
+            where = f"on {facts['date'][:10]}, load average {load}: {machine}"
+            parts.append(f"nanoGPT's character model, `{TRAINING_COMMAND}` {where}. Medians; goal: {goal}.\n\n")
+            parts.append(training.table(document))
+    return "".join(parts)
+
+
 def rewritten(page: str, results: dict[str, dict[str, Any]]) -> str:
     """The page with what belongs between its markers."""
-    fill = {"kernels": render, "peers": render_peers}
+    fill = {"kernels": render, "peers": render_peers, "training": render_training}
     return MARKED.sub(lambda found: found[1] + fill[found["what"]](results, every=bool(found["all"])) + found[4], page)
 
 

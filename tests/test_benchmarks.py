@@ -96,6 +96,27 @@ def test_only_goals_in_short_and_everything_in_long() -> None:
     assert "|" not in readme_table.rewritten(page, {})
 
 
+def test_training_beside_nanogpt() -> None:
+    rounds = {"nanoGPT": [(100.0, 1.9), (80.0, 1.8)], "llmcli": [(30.0, 1.75), (32.0, 1.77)]}
+    document = DOCUMENT | {
+        "schema": "llmcli/bench-training/1", "goal": {"val_loss": 1.88, "wall_ratio": 0.4},
+        "load_averages": [[1.5, 0, 0]],
+        "contestants": [
+            {
+                "name": name, "precision": "float32",
+                "rounds": [{"wall_s": wall, "step_ms": 20.0, "val_loss": loss} for wall, loss in turns],
+            }
+            for name, turns in rounds.items()
+        ],
+    }  # fmt: skip
+    after = readme_table.rewritten("<!-- bench:training -->\n<!-- /bench -->\n", {"m.training.json": document})
+    assert "| nanoGPT | float32 | 1.850 | 20.0 | 90.0 (80.0–100) | – | – |" in after
+    assert "| llmcli | float32 | 1.760 | 20.0 | 31.0 (30.0–32.0) | 35 % | met |" in after
+    assert "goal: loss ≤ 1.88, wall time ≤ 40 %" in after
+    document["contestants"][1]["rounds"] = [{"wall_s": 45.0, "step_ms": 20.0, "val_loss": 1.75}] * 2
+    assert "| 51 % | missed |" in readme_table.rewritten(after, {"m.training.json": document})
+
+
 @pytest.mark.parametrize(
     ("low", "high", "word"),
     [(0.3, 0.5, "met"), (0.4, 0.6, "inconclusive"), (0.51, 0.6, "above"), (None, None, "inconclusive")],

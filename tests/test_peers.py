@@ -154,6 +154,20 @@ def test_tables() -> None:
         assert "≥ 90 % | below |" in report.goals_table([document(below)])
 
 
+def test_a_rival_that_only_trains() -> None:
+    trained = document([55, 60, 57])
+    trained["limits"] = {precision: {"train 4x64": 60.0} for precision in trained["limits"]}
+    trained["contestants"] = [row("llmcli", "float32", "float32", []), row("llm_c", "float32", "float32", [])]
+    for one, speed in zip(trained["contestants"], (30.0, 15.0), strict=True):
+        one["rounds"] = [
+            {"round": 0, "first_token_s": None, "first_token": None, "rss": 2**30, "speeds": {"train 4x64": speed}}
+        ]
+    assert "| llm.c float32 | float32 | 15.0 (15.0–15.0; 25 %) | – | 1,024 |  |" in report.whole_table(trained)
+    goals = report.goals_table([trained])
+    assert "| 30.0 | llm.c float32 | 15.0 | 2.00 | 2.00 | 60.0 | 50.0 | ≥ 1.5× | met |" in goals
+    assert "first token" not in goals
+
+
 def test_pages() -> None:
     results = {f"m.peers.{shape}.json": page(shape) for shape in ("default", "gpt2-medium", "gpt2")}
     short = readme_table.rewritten("<!-- bench:peers -->\n<!-- /bench -->\n", results)
@@ -195,9 +209,10 @@ def test_limit_of_whole_rows() -> None:
 def test_only_those_that_can_are_measured() -> None:
     training = measures.measures(["train"], 1024, 2)
     rows = run.contestants(list(ENGINES), training)
-    assert {row["engine"] for row in rows} == {"llmcli", "transformers"}
+    assert {row["engine"] for row in rows} == {"llmcli", "transformers", "llm_c"}
+    assert [one.name for one in run.able("llm_c", "float32", training)] == ["train 4x64"]
     assert {row["precision"] for row in rows} == {"float32", "bfloat16"}
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert len(run.contestants(["openvino"], measures.measures(["generate"], 1024, 2))) == 3
 
 
@@ -261,6 +276,8 @@ def test_every_engine_has_its_parts() -> None:
         file = engine(name)
         assert set(file.VARIANTS.values()) <= set(run.PRECISIONS)
         assert callable(file.convert)
-        assert callable(file.Engine().generate)
+        can = run.abilities(name)
+        for ability, method in (("GENERATES", "generate"), ("SCORES", "score"), ("TRAINS", "train")):
+            assert not can.get(ability) or callable(getattr(file.Engine, method)), name
     with pytest.raises(ValueError, match="expected one of llmcli"):
         engine("vllm")

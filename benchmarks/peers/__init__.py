@@ -4,7 +4,8 @@
     python -m benchmarks.peers.run              # measure, write benchmarks/results/, print the tables
 
 An engine is one file here: PACKAGES to install (with the variables BUILD, less UNWANTED), VARIANTS with the precision
-of each, the variables ENVIRONMENT of its processes, `convert`, and the class `Engine` (see `worker.py`). These files
+of each, the variables ENVIRONMENT of its processes, `convert`, and the class `Engine` (see `worker.py`). Those in
+GENERATES (all, unless it says so), SCORES and TRAINS can do that, with rows of at most LONGEST tokens. These files
 and `worker.py` import nothing but the standard library at their top, because each environment runs them.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINES = ("llmcli", "llama_cpp", "ctranslate2", "openvino", "transformers")
+ENGINES = ("llmcli", "llama_cpp", "ctranslate2", "openvino", "transformers", "llm_c")
 WORK = Path.home() / ".cache" / "llmcli-peers"
 
 

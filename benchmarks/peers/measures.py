@@ -44,7 +44,7 @@ class Generating:
     """Reading a prompt, or writing after it: `pp512`, `tg32 @ d880`, `tg32 @ d32 b8`."""
 
     test: SpeedTest
-    variants = "VARIANTS"  # where an engine's file names those that can do it
+    variants = "GENERATES"  # where an engine's file names those that can do it
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from llmcli.benchmarking.tables import figure, markdown
 
 Document = dict[str, Any]
 OURS = "llmcli"
+NAMES = {"llama_cpp": "llama.cpp", "ctranslate2": "CTranslate2", "openvino": "OpenVINO GenAI", "llm_c": "llm.c"}
 TITLES = {
     "pp512": "prefill 512",
     "tg32 @ d32": "decode at 32",
@@ -53,6 +54,8 @@ GOALS: dict[tuple[str, str], tuple[float | None, float | None]] = {
     ("train 4x1024", "float32"): (1.4, None),
     ("train 4x1024", "bfloat16"): (3.0, None),
 }
+# At least this many times a certain other.
+RIVALS: dict[tuple[str, str, str], float] = {("train 4x64", "float32", "llm_c"): 1.5}
 DEFAULT_GOALS: dict[tuple[str, str], tuple[float | None, float | None]] = {
     ("tg32 @ d32", precision): (1.3, None) for precision in ("float32", "bfloat16", "int8", "int4")
 }
@@ -64,8 +67,7 @@ GOALS_COLUMNS = (
 
 def label(row: Document) -> str:
     """`llama.cpp q8_0, flash attention`."""
-    name = {"llama_cpp": "llama.cpp", "ctranslate2": "CTranslate2", "openvino": "OpenVINO GenAI"}.get(row["engine"])
-    return f"{name or row['engine']} {row['variant']}"
+    return f"{NAMES.get(row['engine'], row['engine'])} {row['variant']}"
 
 
 def speeds(row: Document, test: str) -> dict[int, float]:
@@ -88,7 +90,7 @@ def whole_table(document: Document) -> str:
         for test in tests:
             values, limit = list(speeds(row, test).values()), document["limits"][row["precision"]][test]
             cells.append(spread(values, limit) if values else "–")
-        first = median([one["first_token_s"] for one in row["rounds"]])
+        first = median([one["first_token_s"] for one in row["rounds"] if one["first_token_s"] is not None])
         memory = median([one["rss"] / 2**20 for one in row["rounds"]])
         lines.append([*cells, figure(first), figure(memory), remark(row, document)])
     for precision in dict.fromkeys(row["precision"] for row in document["contestants"]):
@@ -117,7 +119,7 @@ def remark(row: Document, document: Document) -> str:
 
 def first_tokens(row: Document) -> dict[int, int]:
     """What a contestant wrote first, by round."""
-    return {one["round"]: one["first_token"] for one in row["rounds"]}
+    return {one["round"]: one["first_token"] for one in row["rounds"] if one["first_token"] is not None}
 
 
 def zip_rounds(a: dict[int, Any], b: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
@@ -125,11 +127,13 @@ def zip_rounds(a: dict[int, Any], b: dict[int, Any]) -> Iterator[tuple[Any, Any]
     return ((a[index], b[index]) for index in sorted(a.keys() & b.keys()))
 
 
-def goal_row(document: Document, test: str, precision: str, ratio: float | None, share: float | None) -> list[str]:
-    """llmcli beside the best other engine in one test and precision, against a goal."""
+def goal_row(
+    document: Document, test: str, precision: str, ratio: float | None, share: float | None, rival: str | None = None
+) -> list[str]:
+    """llmcli beside the best other engine, or beside a certain one, in one test and precision, against a goal."""
     rows = [row for row in document["contestants"] if row["precision"] == precision and speeds(row, test)]
     ours = next((row for row in rows if row["engine"] == OURS), None)
-    others = [row for row in rows if row["engine"] != OURS]
+    others = [row for row in rows if row["engine"] != OURS and (rival is None or row["engine"] == rival)]
     limit = document["limits"][precision][test]
     name = [SHAPES[document["shape"]], TITLES[test], precision]
     wanted = ((ratio, "×"), (share, " %"))
@@ -159,7 +163,11 @@ def goals_table(documents: Sequence[Document]) -> str:
         for (test, precision), (ratio, share) in goals.items():
             if test in document["limits"][precision]:
                 lines.append(goal_row(document, test, precision, ratio, share))
-        starts.append(start_line(document))
+        for (test, precision, rival), ratio in RIVALS.items():
+            if any(row["engine"] == rival and speeds(row, test) for row in document["contestants"]):
+                lines.append(goal_row(document, test, precision, ratio, None, rival))
+        if any(not test.startswith("train") for test in document["limits"]["float32"]):
+            starts.append(start_line(document))
     return markdown(GOALS_COLUMNS, lines) + "\n" + " ".join(starts) + "\n"
 
 
@@ -167,9 +175,9 @@ def start_line(document: Document) -> str:
     """Time to first token of llmcli, beside importing torch and beside the fastest other engine."""
     name = SHAPES[document["shape"]]
     firsts = {
-        label(row): estimate([one["first_token_s"] for one in row["rounds"]]).median
+        label(row): estimate(seconds).median
         for row in document["contestants"]
-        if row["rounds"]
+        if (seconds := [one["first_token_s"] for one in row["rounds"] if one["first_token_s"] is not None])
     }
     ours = {key: value for key, value in firsts.items() if key.startswith(f"{OURS} ")}
     others = {key: value for key, value in firsts.items() if key not in ours}

@@ -36,6 +36,7 @@ from llmcli.benchmarking.environment import environment, load_average, machine_n
 
 KINDS = "generate,score"
 FIRST_PROMPT = 8
+Abilities = dict[str, Any]  # the names of an engine's file
 ANSWER_S = 240  # the longest that an answer may take
 PRECISIONS = {"float32": None, "bfloat16": None, "int8": "int8", "int4": "int4"}  # what --quantize gets
 IMPORT_TORCH = [sys.executable, "-c", "import torch; print()"]
@@ -99,17 +100,20 @@ def worker(work: Path, name: str, threads: int) -> Worker:
     return Worker([python, "-m", "benchmarks.peers.worker", name, "serve"], environment, work / f"{name}.log")
 
 
-def turn(process: Worker, load: list[Any], chosen: list[Measure], draws: Draws, prompt: Rows) -> dict[str, Any]:
-    """One process from start to end: time to first token, which one that was, speeds, memory. Raises Dead."""
-    begin = time.perf_counter()
+def turn(process: Worker, load: list[Any], chosen: list[Measure], draws: Draws, prompt: Rows | None) -> dict[str, Any]:
+    """One process from start to end: time to first token, which one that was, speeds, memory. Raises Dead.
+
+    Without a prompt there is no first token.
+    """
+    begin, seconds, token = time.perf_counter(), None, None
     with process:
         process.call(load=load)
-        first = process.call(generate=prompt, n=1)
-        seconds = time.perf_counter() - begin
+        if prompt is not None:
+            token = process.call(generate=prompt, n=1)["ids"][0][0]
+            seconds = time.perf_counter() - begin
         speeds = {one.name: one.sample(process.call, draws) for one in chosen}
-        last = process.call(generate=draws(1, FIRST_PROMPT), n=1)
-    memory = {name: last[name] for name in ("rss", "peak_rss")}
-    return {"first_token_s": seconds, "first_token": first["ids"][0][0], "speeds": speeds, **memory}
+        memory = process.call(memory=True)
+    return {"first_token_s": seconds, "first_token": token, "speeds": speeds, **memory}
 
 
 def contestants(names: list[str], chosen: list[Measure]) -> list[dict[str, Any]]:
@@ -123,9 +127,16 @@ def contestants(names: list[str], chosen: list[Measure]) -> list[dict[str, Any]]
     ]
 
 
+def abilities(name: str) -> Abilities:
+    """What an engine's file says that it can do."""
+    file = engine(name)
+    return {"GENERATES": tuple(file.VARIANTS), "LONGEST": float("inf")} | vars(file)
+
+
 def able(name: str, variant: str, chosen: list[Measure]) -> list[Measure]:
     """What of it an engine can do in a variant."""
-    return [one for one in chosen if variant in getattr(engine(name), one.variants, ())]
+    can = abilities(name)
+    return [one for one in chosen if variant in can.get(one.variants, ()) and one.positions <= can["LONGEST"]]
 
 
 def reference_models(models: Path) -> dict[str, Any]:
@@ -169,7 +180,8 @@ def measure(
             if row["error"] is None:
                 try:
                     process, load = worker(work, row["engine"], threads), [str(models), row["variant"], threads]
-                    done = turn(process, load, able(row["engine"], row["variant"], chosen), draws, prompt)
+                    first = prompt if row["variant"] in abilities(row["engine"])["GENERATES"] else None
+                    done = turn(process, load, able(row["engine"], row["variant"], chosen), draws, first)
                     row["rounds"].append({"round": index, **done})
                 except Dead as error:
                     row["error"] = str(error)

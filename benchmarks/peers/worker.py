@@ -23,7 +23,7 @@ Rows = list[list[int]]
 class Engine(Protocol):
     """What an engine's file gives; `models` is the folder of one shape, as `prepare.py` fills it.
 
-    Its variants in SCORES also have `score(rows)`, the nats of each row's tokens but the first, summed; those in TRAINS
+    Its variants in SCORES have `score(rows)`, the nats of each row's tokens but the first, summed; those in TRAINS
     have `train(rows)`, a step of AdamW that returns its loss.
     """
 
@@ -44,7 +44,7 @@ def memory() -> dict[str, int]:
 
 
 def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one request: {"load": […]}, {"generate": prompts, "n": tokens}, {"score": rows} or {"train": rows}."""
+    """Carry out one request: to load, to write n tokens after prompts, to score or train rows, to tell the memory."""
     begin = time.perf_counter()
     if "load" in request:
         models, variant, threads = request["load"]
@@ -53,11 +53,13 @@ def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     for action in ("score", "train"):
         if action in request:
             value = getattr(engine, action)(request[action])
-            return {"seconds": time.perf_counter() - begin, "value": value, **memory()}
+            return {"seconds": time.perf_counter() - begin, "value": value}
+    if "memory" in request:
+        return memory()
     times, ids = engine.generate(request["generate"], request["n"])
     if len(times) != request["n"] or any(len(row) != request["n"] for row in ids):
         raise RuntimeError(f"expected {request['n']} tokens; got times of {len(times)} and rows of {[*map(len, ids)]}")
-    return {"first_s": times[0] - begin, "rest_s": times[-1] - times[0], "ids": ids, **memory()}
+    return {"first_s": times[0] - begin, "rest_s": times[-1] - times[0], "ids": ids}
 
 
 def serve(engine: Engine, requests: TextIO, answers: TextIO) -> None:
