@@ -203,6 +203,10 @@ def _restore(loaded: Loaded, receipt: Mapping[str, Any]) -> tuple[Session, Reque
         session = Session(loaded, Policy(**receipt["policy"]))
     except TypeError:
         raise InputError(f"receipt: expected the fields of a policy, got {', '.join(receipt['policy'])}") from None
+    if session.policy.context > loaded.model.config.n_positions:
+        raise InputError(
+            f"receipt: a context of {session.policy.context}; this model has {loaded.model.config.n_positions}"
+        )
     request = session.request(receipt["prompt"], {**receipt["request"], "logprobs": 0})
     if request.constraint is not None:
         _expect("constraint", receipt.get("constraint_sha256"), request.constraint.sha256())

@@ -60,6 +60,9 @@ class Tokenizer:
         self._spell = _spelling(backend)
         self._before, self._after = _around(backend)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        if self.vocab_size and backend.id_to_token(self.vocab_size - 1) is None:  # ids are left out
+            self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._checked([*self._before, *self._after])
         added = backend.get_added_tokens_decoder()
         self._added: dict[int, str] = {i: t.content for i, t in added.items()}
         # GPT-2's own pattern, no normalizer, and no added token that reaches over a space or a line end.
@@ -97,13 +100,13 @@ class Tokenizer:
         through in pieces where that changes no id.
         """
         if len(text) <= PIECE_CHARS or not self._cuts:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-            return ids
-        ids, rest = [], pieces(text)
+            return self._checked(self.backend.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = []
+        rest = pieces(text)
         while batch := list(islice(rest, 8)):
             for encoding in self.backend.encode_batch_fast(batch, add_special_tokens=False):
                 ids += encoding.ids
-        return ids
+        return self._checked(ids)
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a text that a model is to continue, after the beginning-of-text token that some models expect.
@@ -121,6 +124,13 @@ class Tokenizer:
         ids = self.encode(text)
         room = len(ids) if limit is None else max(0, limit - len(self._before) - len(self._after))
         return self._before + ids[:room] + self._after
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if max(ids, default=0) >= self.vocab_size:
+            raise ModelError(
+                f"the tokenizer's files lie: id {max(ids)} in a vocabulary of {self.vocab_size}; fetch them again"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
@@ -152,11 +162,10 @@ class Tokenizer:
         return found
 
     def piece(self, token: int) -> str:
-        """The id as the vocabulary writes it, with bytes as printable characters."""
-        piece: str | None = self.backend.id_to_token(token) if token >= 0 else None
-        if piece is None:
+        """The id as the vocabulary writes it, with bytes as printable characters; "" for one that it leaves out."""
+        if not 0 <= token < self.vocab_size:
             raise InputError(f"token id {token} is out of range; this vocabulary has 0 to {self.vocab_size - 1}")
-        return piece
+        return self.backend.id_to_token(token) or ""
 
 
 def _byte_level(piece: str) -> bytes:

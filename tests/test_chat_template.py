@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,49 @@ def test_refuses_what_is_no_template(source: str) -> None:
 def test_a_template_cannot_reach_out(source: str) -> None:
     with pytest.raises(InputError, match="refuses these messages"):
         ChatTemplate(source, "<end>").render(TALK)
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (LOOP + "{% endfor %}{% endfor %}", "more than 2000000 steps"),
+        ("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "recursion|steps"),
+        ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "MemoryError"),
+        ("{{ messages[0].content.ljust(99999999999) }}", "MemoryError"),
+        ("{{ 9 ** 999999999 }}", "numbers too large"),
+        ("{{ 'x' | center(99999999999) }}", "MemoryError"),
+        (
+            "{% set n = namespace(x=10) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+            "too large for *",
+        ),
+        ("{{ messages[0].content * 5000000 }}", "made 45000000 characters"),
+        ("{{ '%99999999999d' % 1 }}", "MemoryError|too big"),
+    ],
+)
+def test_a_template_has_little_time_and_memory(source: str, said: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(InputError, match=said.replace("*", r"\*")):
+        ChatTemplate(source, "<end>").render(TALK)
+    assert time.process_time() - begin < 20
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    assert (soft, sys.gettrace()) == (resource.RLIM_INFINITY, None)
+    assert ChatTemplate(SIMPLE, "<end>").render(TALK[1:2]) == "### user\nHi\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in [1] %}" * 30 + "{% endfor %}" * 30,
+        "{{ " + "(" * 3000 + ")" * 3000 + " }}",
+        "{{ messages | random }}",
+    ],
+)
+def test_a_template_that_cannot_be_compiled_is_refused(source: str) -> None:
+    with pytest.raises(ModelError, match="not readable as Jinja"):
+        ChatTemplate(source, "<end>")
 
 
 def test_refuses_a_template_that_rewrites_the_past() -> None:

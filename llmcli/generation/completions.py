@@ -26,17 +26,32 @@ from llmcli.tokenizer import Tokenizer
 
 SCHEMA = "llmcli/generation/1"
 SAMPLING = tuple(setting.name for setting in fields(Sampling))
+MAX_BEAMS = 1024
 SETTINGS = ("max_tokens", "num_samples", "seed", "stop", "logprobs", *KINDS, *SAMPLING)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What holds for every request of a run: the context's size, the overflow rule, the width of a beam search."""
+    """What holds for every request of a run: the context's size, the overflow rule, the width of a beam search.
+
+    Raises InputError for values that cannot be used.
+    """
 
     context: int
     overflow: str = "error"
     beams: int = 1
     length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        usable = {
+            "context": type(self.context) is int and self.context > 0,
+            "overflow": self.overflow in ("error", "truncate", "slide"),
+            "beams": type(self.beams) is int and 0 < self.beams <= MAX_BEAMS,
+            "length_penalty": type(self.length_penalty) in (int, float) and abs(self.length_penalty) <= 100,
+        }
+        for name, holds in usable.items():
+            if not holds:
+                raise InputError(f"policy: {name} cannot be {getattr(self, name)!r:.60}")
 
 
 @dataclass
