@@ -43,6 +43,7 @@ FLOORS = {
     "tokenizer": 3,
     "nn": 2,
     "ops": 1,
+    "pictures": 1,
     "errors": 0,
     "__init__": 0,
 }

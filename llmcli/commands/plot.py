@@ -1,15 +1,16 @@
-"""`llmcli plot`: the curves of training runs, in the terminal or as a picture."""
+"""`llmcli plot`: the curves of training runs, or what another command measured, in the terminal or as a picture."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmcli.commands import terminal
 from llmcli.commands.options import define, option, output_options, verbosity_options
+from llmcli.errors import InputError
 
 if TYPE_CHECKING:
     from llmcli.training.curves import Curve
@@ -23,6 +24,8 @@ COLORS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, r
         ("the losses of a run, as text", "llmcli plot runs/a"),
         ("two runs in one picture", "llmcli plot runs/a runs/b --format png -o losses.png"),
         ("the learning rate from a log", "llmcli plot --metric lr logs/a.jsonl"),
+        ("which texts are hard", "llmcli perplexity part-*.txt --json -o a.json && llmcli plot a.json"),
+        ("the samples of a comparison", "llmcli plot speed.json --format png -o speed.png"),
     ],
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
@@ -45,8 +48,17 @@ def command(
 ) -> None:
     """Draw the curves of RUNs, each the directory of 'llmcli train' or 'finetune', or a --log, over the steps.
 
-    Text needs nothing else; pictures need matplotlib (pip install 'llmcli[plot]').
+    A single RUN may be what 'perplexity', 'compare-perplexity' or 'bench compare' wrote with --json: bars of its
+    documents, or the samples of both sides. Text needs nothing else; pictures need matplotlib (pip install
+    'llmcli[plot]').
     """
+    from llmcli import pictures
+
+    if document := next(filter(None, map(pictures.read, runs)), None):
+        if len(runs) > 1 or metric or smooth > 1 or log_scale:
+            raise InputError("expected one document alone, without --metric, --smooth and --log-scale")
+        draw_document(document, width, format, output)
+        return
     from llmcli.training import curves
 
     found = [curves.smooth(curve, smooth) for run in runs for curve in curves.read(run, metric or curves.METRICS)]
@@ -63,6 +75,23 @@ def command(
         columns = width or min(100, shutil.get_terminal_size().columns)
         color = output in (None, "-") and terminal.wants_color(sys.stdout)
         drawn = as_text(found, columns, height, log=log_scale, color=color)
+    with terminal.open_output(output) as out:
+        out.write(drawn)
+
+
+def draw_document(document: dict[str, Any], width: int | None, format: str, output: str | None) -> None:
+    """What another command wrote as JSON."""
+    from llmcli import pictures
+
+    shown = pictures.bars(document)
+    if format in ("png", "svg", "pdf"):
+        terminal.refuse_terminal(output)
+        drawn: str | bytes = pictures.picture(document, format)
+    elif format == "json":
+        rows = [{"name": name, "value": value} for name, value in shown.rows]
+        drawn = terminal.to_json({"schema": "llmcli/plot/1", "title": shown.title, "unit": shown.unit, "bars": rows})
+    else:
+        drawn = pictures.as_text(shown, width or min(100, shutil.get_terminal_size().columns))
     with terminal.open_output(output) as out:
         out.write(drawn)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,7 @@ def summarise(documents: Sequence[Document], pairs: Sequence[Pair], protocol: Ru
     ]
     rows = [
         {"name": documents[n].name, "n_tokens": len(pairs[n].old), "increase_pct": percent(float(row.mean()))}
-        for row, n in sorted(zip(increases, used, strict=True), key=lambda pair: -float(pair[0].mean()))
-        if row.mean() > 0
+        for row, n in zip(increases, used, strict=True)
     ]
     moved = np.concatenate([np.exp(pairs[n].new) - np.exp(pairs[n].old) for n in used]) if finite else np.zeros(0)
     report: dict[str, Any] = {
@@ -114,7 +113,8 @@ def summarise(documents: Sequence[Document], pairs: Sequence[Pair], protocol: Ru
         "documents_improved": sum(row.mean() < 0 for row in increases) / len(used) if finite else None,
         "tokens_improved": float((every < 0).mean()) if finite else None,
         "delta_p": _percentiles(moved),
-        "worst_documents": rows[:WORST] if finite else [],
+        "documents": rows if finite else [],
+        "worst_documents": worst(rows) if finite else [],
         "worst_tokens": _worst(documents, pairs) if finite else [],
         "protocol": protocol.describe(),
         "fingerprint": fingerprint(documents, protocol),
@@ -135,6 +135,11 @@ def verdict(report: dict[str, Any], most: float) -> str:
     if low is None or high is None:
         return "inconclusive"
     return "passed" if high <= most else "failed" if low > most else "inconclusive"
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The documents whose perplexity grew, most first."""
+    return sorted((row for row in rows if row["increase_pct"] > 0), key=lambda row: -float(row["increase_pct"]))[:WORST]
 
 
 def _worst(documents: Sequence[Document], pairs: Sequence[Pair]) -> list[dict[str, Any]]:

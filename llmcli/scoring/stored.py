@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmcli.errors import InputError, ModelError
-from llmcli.scoring.comparison import WORST, percent
+from llmcli.scoring.comparison import percent, worst
 from llmcli.scoring.resampling import Blocks, interval
 
 SCHEMA = "llmcli/perplexity/1"
@@ -83,8 +83,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, seed: int = 0) ->
     nats = [after["nll_per_token"] - before["nll_per_token"] for before, after in pairs]
     rows = [
         {"name": before["name"], "n_tokens": before["n_tokens"], "increase_pct": percent(change)}
-        for change, (before, _) in sorted(zip(nats, pairs, strict=True), key=lambda pair: -pair[0])
-        if change > 0
+        for change, (before, _) in zip(nats, pairs, strict=True)
     ]
     return {
         "old_ppl": old["ppl"],
@@ -96,7 +95,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, seed: int = 0) ->
         "documents_improved": sum(change < 0 for change in nats) / len(pairs),
         "tokens_improved": None,
         "delta_p": {},
-        "worst_documents": rows[:WORST],
+        "documents": rows,
+        "worst_documents": worst(rows),
         "worst_tokens": [],
         "protocol": old["protocol"],
         "fingerprint": old["fingerprint"],

@@ -5,7 +5,6 @@ Knows JSONL logs and characters; knows neither models nor terminals.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from llmcli.errors import InputError, ModelError, ResourceError
+from llmcli.errors import InputError, ModelError
+from llmcli.pictures import canvas, written
 
 LOG = "log.jsonl"  # in a run's directory
 METRICS = ("loss", "val_loss")
@@ -145,13 +145,7 @@ def _dots(
 
 def picture(curves: Sequence[Curve], kind: str, *, log: bool = False) -> bytes:
     """The same by matplotlib as "png", "svg" or "pdf". Raises ResourceError where it is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ResourceError(
-            "expected matplotlib to draw a picture, got an installation without it: pip install 'llmcli[plot]'"
-        ) from None
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = canvas(8, 5)
     axes = figure.add_subplot()
     for curve in curves:
         few = len(curve.steps) < 40
@@ -162,6 +156,4 @@ def picture(curves: Sequence[Curve], kind: str, *, log: bool = False) -> bytes:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()
-    file = io.BytesIO()
-    figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return file.getvalue()
+    return written(figure, kind)

@@ -71,3 +71,21 @@ def test_bad_input(invoke: Callable[..., Result], log: Path) -> None:
     assert invoke("plot nowhere").code == 5
     assert invoke(f"plot {log} --metric accuracy").code == 2
     assert invoke("plot").code == 2
+
+
+def test_what_other_commands_measured(shell: Callable[..., Result], tiny_gpt2: Path, log: Path) -> None:
+    (log.parent / "a.txt").write_text(TEXT)
+    done = shell(f"llmcli perplexity -m {tiny_gpt2} a.txt --json -o a.json && llmcli plot a.json --format png > a.png")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert (log.parent / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_documents_stand_alone(invoke: Callable[..., Result], tiny_gpt2: Path, log: Path) -> None:
+    (log.parent / "a.txt").write_text(TEXT)
+    assert invoke(f"compare-perplexity {tiny_gpt2} {tiny_gpt2} --new-quantize int4 a.txt --json -o a.json").code == 0
+    assert "a.txt" in invoke("plot a.json").out
+    assert json.loads(invoke("plot a.json --json").out)["bars"][0]["name"] == "a.txt"
+    for arguments in (f"a.json {log}", "a.json --metric lr", "a.json --smooth 2", "a.json --log-scale"):
+        assert invoke(f"plot {arguments}").code == 2
+    (log.parent / "a.json").write_text('{"schema": "llmcli/perplexity/1"}')
+    assert invoke("plot a.json").code == 5
