@@ -167,7 +167,7 @@ def _draw_samples(axes: Axes, panel: Panel) -> None:
         axes.axhline(median, color=f"C{number}", linewidth=1)
     axes.set_title(panel.title, fontsize="small")
     axes.set_xlabel("round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set_ylabel("ms")
     axes.grid(alpha=0.3)
     axes.legend()
