@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,11 @@ def read(path: str) -> dict[str, Any] | None:
     if str(document["schema"]) not in KINDS:
         raise InputError(f"{path}: expected a document of {', '.join(KINDS)}, got {document['schema']!r}")
     try:
-        bars(document)
-        panels(document)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        shown = bars(document)
+        times = [time for panel in panels(document) for _, _, times, median in panel.sides for time in (*times, median)]
+        if not all(map(math.isfinite, [*(value for _, value in (*shown.rows, *shown.marks)), *times])):
+            raise ValueError("a figure that is not finite")
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"{path}: expected the fields of {document['schema']}, got others ({error!r})") from None
     return document
 
@@ -124,7 +127,7 @@ def as_text(shown: Bars, width: int) -> str:
     lines = [f"{shown.title} ({shown.unit})"]
     for name, value in rows:
         figure = f"{value:10.4g}"
-        length = round((width - names - len(figure) - 2) * abs(value) / top)
+        length = round(abs(value) / top * (width - names - len(figure) - 2))
         lines.append(f"{name[:names]:<{names}} {figure} {('█' if value >= 0 else '░') * length}".rstrip())
     if len(shown.rows) > MOST:
         lines.append(f"and {len(shown.rows) - MOST} more")

@@ -82,6 +82,8 @@ def test_what_is_no_document(text: str, tmp_path: Path) -> None:
         ({"schema": ["x"]}, InputError),
         ({"schema": "llmcli/perplexity/1"}, ModelError),
         ({**HARD, "ppl": None}, ModelError),
+        ({**HARD, "bits_per_byte": float("nan")}, ModelError),
+        ({**HARD, "ppl": 10**400}, ModelError),
         ({**WORSE, "documents": 3}, ModelError),
         ({**FASTER, "results": [{**RESULT, "samples_ns": [1]}]}, ModelError),
     ],

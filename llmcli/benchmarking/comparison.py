@@ -8,6 +8,7 @@ with two 95 % intervals it covers the change with at least 90 %.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ def parse(text: str, name: str) -> dict[str, Any]:
         schema = document["schema"]
     except (ValueError, LookupError, TypeError, RecursionError):
         schema = None
-    if schema not in KEYS:
+    if str(schema) not in KEYS:
         raise ModelError(f"{name}: expected a document of 'llmcli bench --json', got something else")
     if document.get("interrupted") or not isinstance(document.get("results"), list):
         raise ModelError(f"{name}: expected a finished run of 'llmcli bench', got an interrupted one; run it again")
@@ -61,6 +62,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, tolerance: f
         raise InputError(f"expected two documents of one kind, got {first['schema']} and {second['schema']}")
     before, after = figures(first), figures(second)
     facts = [document.get("environment") or {} for document in (first, second)]
+    if not all(isinstance(each, Mapping) for each in facts):
+        raise ModelError('expected an "environment" with the facts of a machine, got another value; measure again')
     if found := differences(*facts):
         raise InputError(f"expected two runs on one machine, got {'; '.join(found)}: measure both on the same")
     common = [name for name in before if name in after]
@@ -83,10 +86,11 @@ def figures(document: Mapping[str, Any]) -> dict[str, tuple[float, float | None,
                 ends = result["median_ts"], result["ci_low_ts"], result["ci_high_ts"]
             if name in found:
                 raise ModelError(f"the test '{name}' occurs twice in one document; compare one model at a time")
-            if ends[0] is None or not ends[0] > 0 or any(end is not None and not end > 0 for end in ends[1:]):
+            median, low, high = (None if end is None else float(end) for end in ends)
+            if median is None or not all(end is None or 0 < end < math.inf for end in (median, low, high)):
                 raise ModelError(f"the test '{name}' has no positive figure; measure it again")
-            found[name] = ends
-    except (LookupError, TypeError) as error:
+            found[name] = median, low, high
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"expected the results of 'llmcli bench --json', got others ({error!r})") from None
     return found
 

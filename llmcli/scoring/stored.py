@@ -28,23 +28,36 @@ def parse(text: str, name: str) -> dict[str, Any]:
         raise ModelError(
             f"{name}: expected a document of 'llmcli perplexity --json' under one protocol, got {schema!r}"
         )
+    if "error" in document:
+        raise ModelError(f"{name}: expected a perplexity, got none: {document['error']}")
     try:
-        if "error" in document:
-            raise ModelError(f"{name}: expected a perplexity, got none: {document['error']}")
-        for row in (document, *(row for row in document["documents"] if row["n_tokens"])):
-            if not all(math.isfinite(row[key]) for key in NUMBERS):
-                raise ValueError(row["n_tokens"])
-        blocks = document["blocks"]
-        if not len(blocks["nll"]) == len(blocks["n_tokens"]) > 0 or sum(blocks["n_tokens"]) != document["n_tokens"]:
-            raise ValueError(blocks["unit"])
-        if not math.isclose(math.fsum(blocks["nll"]), document["nll_per_token"] * document["n_tokens"], rel_tol=1e-6):
-            raise ValueError(blocks["unit"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{name}: expected the fields that this version writes, got others ({error!r}); measure it again"
-        ) from None
+        sound = _is_sound(document)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        sound = False
+    if not sound:
+        raise ModelError(f"{name}: expected the fields that this version writes, got others; measure it again")
     found: dict[str, Any] = document
     return found
+
+
+def _is_sound(document: Mapping[str, Any]) -> bool:
+    """Whether the fields that are compared are there and agree; raises what Python raises where they are others."""
+    rows, blocks = document["documents"], document["blocks"]
+    sizes = [row[key] for row in rows for key in ("n_tokens", "n_bytes")]
+    figures = [row[key] for row in (document, *(row for row in rows if row["n_tokens"])) for key in NUMBERS]
+    total = math.fsum(blocks["nll"])
+    return (
+        all(isinstance(row["name"], str) for row in rows)
+        and all(type(size) is int for size in (*sizes, *blocks["n_tokens"]))
+        and all(math.isfinite(figure) for figure in figures)
+        and len(blocks["nll"]) == len(blocks["n_tokens"]) > 0
+        and min(blocks["n_tokens"]) > 0
+        and sum(blocks["n_tokens"]) == document["n_tokens"] == sum(row["n_tokens"] for row in rows)
+        and math.isclose(total, document["nll_per_token"] * document["n_tokens"], rel_tol=1e-6)
+        and isinstance(document["protocol"], dict)
+        and isinstance(document["protocol"]["name"], str)
+        and isinstance(document["fingerprint"], str)
+    )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

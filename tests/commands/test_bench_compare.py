@@ -99,6 +99,11 @@ def test_operators_are_compared_by_their_ratio_to_torch(tmp_path: Path) -> None:
         ('{"schema": "llmcli/bench/1", "results": [{}]}', 5),
         ('{"schema": "llmcli/bench/1", "results": []}', 2),
         ('{"schema": "llmcli/bench/1", "results": [], "interrupted": true}', 5),
+        ('{"schema": ["llmcli/bench/1"]}', 5),
+        (json.dumps({"schema": "llmcli/bench/1", "environment": "x", "results": [speed(1, 1, 1)]}), 5),
+        (json.dumps({"schema": "llmcli/bench/1", "results": [speed(float("nan"), 1, 1)]}), 5),
+        (json.dumps({"schema": "llmcli/bench/1", "results": [speed(1, 1, 10**400)]}), 5),
+        (json.dumps({"schema": "llmcli/bench/1", "results": [speed("x", 1, 1)]}), 5),  # type: ignore[arg-type]
         (json.dumps({"schema": "llmcli/bench/1", "results": [speed(0, 0, 0)]}), 5),
         (json.dumps({"schema": "llmcli/bench/1", "results": [speed(1, 1, 1)] * 2}), 5),
     ],

@@ -151,6 +151,10 @@ def test_the_fingerprint_covers_the_tokenizer(invoke: Run, stored: Run, tmp_path
     [
         (lambda document: document.pop("blocks"), 5, "measure it again"),
         (lambda document: document["blocks"]["nll"].pop(), 5, "measure it again"),
+        (lambda document: document["blocks"]["n_tokens"].__setitem__(0, 10**400), 5, "measure it again"),
+        (lambda document: document.update(protocol=[["x"]]), 5, "measure it again"),
+        (lambda document: document["documents"][0].pop("n_bytes"), 5, "measure it again"),
+        (lambda document: document.update(schema=["x"]), 5, "got ['x']"),
         (lambda document: document["blocks"]["nll"].__setitem__(0, 7e9), 5, "measure it again"),
         (lambda document: document.update(nll_per_token=None), 5, "measure it again"),
         (lambda document: document["documents"][0].update(nll_per_token="x"), 5, "measure it again"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,16 +101,24 @@ def test_what_cannot_be_resumed(run: Run, invoke: Run, tiny_gpt2: Path, tmp_path
     assert run(output="pipe").code == 2
 
 
-@pytest.mark.parametrize("signal", ["KILL", "INT"])
-def test_a_signal_at_any_instant(shell: Run, invoke: Run, tiny_gpt2: Path, tmp_path: Path, signal: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_signal_in_the_middle(
+    shell_environment: dict[str, str], invoke: Run, tiny_gpt2: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     records = [{"id": n, "prompt": "The sea", "max_tokens": 50} for n in range(300)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     command = f"generate -m {tiny_gpt2} --jsonl in.jsonl --temperature 1 --batch-size 8 --resume -q -o"
-    shell(f"timeout -s {signal} 3 llmcli {command} out.jsonl")
-    cut = (tmp_path / "out.jsonl").read_bytes() if (tmp_path / "out.jsonl").exists() else b""
+    out = tmp_path / "out.jsonl"
+    running = subprocess.Popen(["llmcli", *command.split(), out.name], cwd=tmp_path, env=shell_environment)
+    while running.poll() is None and not (out.exists() and out.stat().st_size):
+        time.sleep(0.01)
+    running.send_signal(number)
+    assert running.wait(60) == (130 if number == signal.SIGINT else -number)
+    cut = out.read_bytes()
     assert invoke(f"{command} out.jsonl").code == 0
     assert invoke(f"{command} whole.jsonl").code == 0
     whole = (tmp_path / "whole.jsonl").read_bytes()
-    assert (tmp_path / "out.jsonl").read_bytes() == whole
+    assert out.read_bytes() == whole
     assert whole.startswith(cut)
+    assert 0 < len(cut) < len(whole)
     assert len({json.loads(line)["choices"][0]["text"] for line in whole.splitlines()}) > 200
