@@ -14,6 +14,7 @@
 #include "softcap.h"
 #include "softmax.h"
 #include "cross_entropy.h"
+#include "linear_logprobs.h"
 #include "tile.h"
 #if defined(LLMCLI_HAS_BF16)
 #include "tile_bf16.h"

@@ -75,6 +75,19 @@ struct ArgmaxArgs {
   DType dtype;
 };
 
+// Log-probabilities from logits in parts of kLogprobColumns columns: see linear_logprobs.h. One item is one
+// row, of a part or of the result.
+struct LogprobArgs {
+  const float* logits;     // (…, columns) contiguous, of row first_row first
+  const int64_t* targets;  // (rows), each one of the columns of some part
+  float *highest, *total;  // (rows, parts): what a part leaves
+  int32_t* place;          // the same
+  float* logprob;          // (rows): of the target
+  int64_t* best;           // (rows): where the highest first stands
+  int64_t part, parts, columns, first_row;
+};
+constexpr int64_t kLogprobColumns = 256;  // part of the arithmetic, see linear_logprobs.h
+
 // sum = part, or sum + part; where there is a y, it gets the sum, rounded, and sum is left alone. One item is
 // one row; all contiguous.
 struct AccumulateArgs {
@@ -193,6 +206,7 @@ struct LinearArgs {
   int64_t rows, inputs, outputs;
   int64_t x_stride, y_stride;
   DType dtype;
+  bool wide = false;  // y is float32, else of dtype
 };
 
 // Packs w (outputs, inputs), of any strides. One item is one panel of 64 columns.
@@ -216,7 +230,8 @@ struct QuantizedLinearArgs {
   int32_t* starts;   // (rows, quantized_groups): minus the weights' offset times the sum of q
   int64_t rows, inputs, outputs;
   DType dtype;
-  int bits;  // of a weight: 8 or 4
+  int bits;           // of a weight: 8 or 4
+  bool wide = false;  // y is float32, else of dtype
 };
 
 // Packs w, int8 (outputs, inputs) or two weights plus 8 to a byte (outputs, ceil(inputs / 2)), and scale
@@ -333,6 +348,8 @@ struct Kernels {
   void (*cross_entropy)(const CrossEntropyArgs& args, int64_t begin, int64_t end, float* scratch);
   void (*softcap)(const SoftcapArgs& args, int64_t begin, int64_t end);
   void (*argmax)(const ArgmaxArgs& args, int64_t begin, int64_t end);
+  void (*logprobs_part)(const LogprobArgs& args, int64_t begin, int64_t end);
+  void (*logprobs)(const LogprobArgs& args, int64_t begin, int64_t end);
   void (*accumulate)(const AccumulateArgs& args, int64_t begin, int64_t end);
   void (*norm)(const NormArgs& args, int64_t begin, int64_t end);
   void (*norm_backward)(const NormBackwardArgs& args, int64_t begin, int64_t end);

@@ -123,6 +123,20 @@ LLMCLI_INLINE void linear_rows(const LinearArgs& a, int64_t rows, const T* x, co
   }
 }
 
+// Sums of some columns of a row, and the bias, to y from `at` on.
+template <typename T>
+LLMCLI_INLINE void linear_store(const LinearArgs& a, const float* sums, const T* bias, int64_t columns,
+                                int64_t at) {
+  const auto put = [&](auto* y) LLMCLI_INLINE_BODY {
+    for (int64_t c = 0; c < columns; c += N) {
+      F s = load(sums + c);
+      if (bias) s = add(s, load_n(bias + c, columns - c));
+      store_n(y + c, s, columns - c);
+    }
+  };
+  a.wide ? put(static_cast<float*>(a.y) + at) : put(static_cast<T*>(a.y) + at);
+}
+
 template <typename T>
 void linear_item(const LinearArgs& a, int64_t panel, int64_t row_begin, int64_t row_end) {
   const int64_t depth = LinearStep<T>::kDepth, steps = (a.inputs + depth - 1) / depth;
@@ -160,12 +174,7 @@ void linear_item(const LinearArgs& a, int64_t panel, int64_t row_begin, int64_t 
         store(sums + i, add(load(sums + i), load(chains + i)));
   }
   for (int64_t row = 0; row < rows; ++row) {
-    T* y = static_cast<T*>(a.y) + (row_begin + row) * a.y_stride + column;
-    for (int64_t c = 0; c < columns; c += N) {
-      F s = load(sums + row * kLinearPanel + c);
-      if (bias) s = add(s, load_n(bias + c, columns - c));
-      store_n(y + c, s, columns - c);
-    }
+    linear_store(a, sums + row * kLinearPanel, bias, columns, (row_begin + row) * a.y_stride + column);
   }
 }
 

@@ -92,14 +92,8 @@ inline void linear_tiles(const LinearArgs& a, int64_t begin, int64_t end) {
       } else {
         tiles.strip(row, sums);
       }
-      for (int64_t r = 0; r < n; ++r) {
-        bf16* y = static_cast<bf16*>(a.y) + (first + row + r) * a.y_stride + column;
-        for (int64_t c = 0; c < columns; c += N) {
-          F s = load(sums + r * kLinearPanel + c);
-          if (bias) s = add(s, load_n(bias + c, columns - c));
-          store_n(y + c, s, columns - c);
-        }
-      }
+      for (int64_t r = 0; r < n; ++r)
+        linear_store(a, sums + r * kLinearPanel, bias, columns, (first + row + r) * a.y_stride + column);
       row += n;
     }
   }

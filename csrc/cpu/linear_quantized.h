@@ -99,13 +99,13 @@ LLMCLI_INLINE void quantized_tile(const int8_t* q, int64_t q_stride, const float
   }
 }
 
-template <typename T>
+template <typename T, typename Y>
 LLMCLI_INLINE void quantized_store_as(const QuantizedLinearArgs& a, int64_t row, int64_t rows, int64_t column,
                                       const float* sums) {
   const int64_t columns = a.outputs - column < kQuantizedPanel ? a.outputs - column : kQuantizedPanel;
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
   for (int64_t r = 0; r < rows; ++r) {
-    T* y = static_cast<T*>(a.y) + (row + r) * a.outputs + column;
+    Y* y = static_cast<Y*>(a.y) + (row + r) * a.outputs + column;
     for (int64_t c = 0; c < columns; c += N) {
       F s = load(sums + r * kQuantizedPanel + c);
       if (bias) s = add(s, load_n(bias + c, columns - c));
@@ -114,15 +114,22 @@ LLMCLI_INLINE void quantized_store_as(const QuantizedLinearArgs& a, int64_t row,
   }
 }
 
+template <typename T>
+LLMCLI_INLINE void quantized_store_wide(const QuantizedLinearArgs& a, int64_t row, int64_t rows,
+                                        int64_t column, const float* sums) {
+  a.wide ? quantized_store_as<T, float>(a, row, rows, column, sums)
+         : quantized_store_as<T, T>(a, row, rows, column, sums);
+}
+
 inline void quantized_store(const QuantizedLinearArgs& a, int64_t row, int64_t rows, int64_t column,
                             const float* sums) {
   switch (a.dtype) {
     case DType::f32:
-      return quantized_store_as<float>(a, row, rows, column, sums);
+      return quantized_store_as<float, float>(a, row, rows, column, sums);
     case DType::bf16:
-      return quantized_store_as<bf16>(a, row, rows, column, sums);
+      return quantized_store_wide<bf16>(a, row, rows, column, sums);
     case DType::f16:
-      return quantized_store_as<f16>(a, row, rows, column, sums);
+      return quantized_store_wide<f16>(a, row, rows, column, sums);
   }
 }
 

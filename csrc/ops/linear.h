@@ -88,11 +88,40 @@ class LinearLayer {
     cpu::active().linear(a, begin, end);
   }
 
+  // Float32 y (rows, columns), contiguous, without bias: `rows` rows of x from `row` on, at most kRows, and
+  // `columns` outputs from `column` on, a multiple of kPanel. `all` rows were prepared in `room`.
+  void run_part(const void* x, float* y, int64_t all, void* room, int64_t row, int64_t rows, int64_t column,
+                int64_t columns) const {
+    const int64_t panel = column / kPanel, size = dtype_ == cpu::DType::f32 ? 4 : 2;
+    const char* const w = static_cast<const char*>(w_) + panel * panel_bytes();
+    if (bits_) {
+      const int64_t groups = cpu::quantized_groups(inputs_, bits_);
+      cpu::QuantizedLinearArgs a = quantized(nullptr, y, all, room);
+      a.w = reinterpret_cast<const uint8_t*>(w);
+      a.scales += row * groups;
+      a.starts += row * groups;
+      a.q += row * cpu::quantized_inputs(inputs_, bits_);
+      a.rows = rows;
+      a.outputs = columns;
+      a.wide = true;
+      return cpu::active().linear_quantized(a, 0, panels(columns));
+    }
+    cpu::LinearArgs a{};
+    a.x = static_cast<const char*>(x) + row * inputs_ * size;
+    a.w = w;
+    a.y = y;
+    a.rows = rows;
+    a.inputs = a.x_stride = inputs_;
+    a.outputs = a.y_stride = columns;
+    a.dtype = dtype_;
+    a.wide = true;
+    cpu::active().linear(a, 0, panels(columns));
+  }
+
   // Starts loading the n-th 4 KiB of what an item reads of the weights; false where there is no more.
   bool fetch(int64_t rows, int64_t item, int64_t n) const {
     constexpr int64_t kPage = 4096;
-    const int64_t bytes = bits_ ? cpu::quantized_panel_bytes(inputs_, bits_)
-                                : padded(inputs_, dtype_) * kPanel * (dtype_ == cpu::DType::f32 ? 4 : 2);
+    const int64_t bytes = panel_bytes();
     const char* const from = static_cast<const char*>(w_) + item / blocks(rows) * bytes + n * kPage;
     const int64_t left = bytes - n * kPage;
     for (int64_t i = 0; i < kPage && i < left; i += 64) __builtin_prefetch(from + i, 0, 2);
@@ -100,6 +129,11 @@ class LinearLayer {
   }
 
  private:
+  int64_t panel_bytes() const {
+    return bits_ ? cpu::quantized_panel_bytes(inputs_, bits_)
+                 : padded(inputs_, dtype_) * kPanel * (dtype_ == cpu::DType::f32 ? 4 : 2);
+  }
+
   cpu::QuantizedLinearArgs quantized(const void* x, void* y, int64_t rows, void* room) const {
     const int64_t groups = cpu::quantized_groups(inputs_, bits_);
     cpu::QuantizedLinearArgs a{};

@@ -161,6 +161,16 @@ def vocabulary_loss(rows: int, width: int, V: int, dtype: torch.dtype) -> Contes
     return Contestants(run_ours, run_torch)
 
 
+def vocabulary_scores(rows: int, width: int, V: int, dtype: torch.dtype) -> Contestants:
+    """Vocabulary projection and the log-probability of each wanted token, as scoring needs them."""
+    x, weight = (torch.randn(n, width).mul_(width**-0.25).to(dtype) for n in (rows, V))
+    packed, targets = ops.linear_pack(weight), torch.randint(V, (rows,))
+    return Contestants(
+        lambda: ops.linear_logprobs(x, packed, targets, V)[0],
+        lambda: -F.cross_entropy(F.linear(x, weight).float(), targets, reduction="none"),
+    )
+
+
 def rowwise(
     shape: tuple[int, int],
     dtype: torch.dtype,
@@ -258,6 +268,13 @@ def training_cases(dtype: torch.dtype, divide: int) -> Iterator[Case]:
     yield Case(name, "forward + backward", shape, dtype, amount, "matrix", build, 1.3, gradients=True)
 
 
+def scoring_cases(dtype: torch.dtype, divide: int) -> Iterator[Case]:
+    """The head of GPT-2 on 2 x 1,024 tokens that are scored."""
+    rows, width, V = (max(64, n // divide) for n in (2048, 768, 50257))
+    build, shape = partial(vocabulary_scores, rows, width, V, dtype), f"N{rows} C{width} V{V}"
+    yield Case("linear_logprobs", "log p", shape, dtype, 2 * rows * width * V, "matrix", build, 1.5, 0.60)
+
+
 Builder = Callable[[tuple[int, int], torch.dtype], Contestants]
 
 
@@ -294,5 +311,6 @@ def kernel_cases(operators: Sequence[str] = (), dtypes: Sequence[torch.dtype] = 
         cases += attention_cases(dtype, lengths, cache)
         cases += rowwise_cases(dtype, divide)
         cases += training_cases(dtype, divide)
+        cases += scoring_cases(dtype, divide)
     chosen = [case for case in cases if not operators or case.op in operators]
     return chosen if divide == 1 else [replace(case, goal_ratio=None, goal_share=None) for case in chosen]

@@ -33,6 +33,7 @@ OPERATORS = (
     "argmax",
     "matmul",
     "linear_cross_entropy",
+    "linear_logprobs",
 )
 
 
@@ -76,11 +77,11 @@ def kernels(
 ) -> None:
     """Time single operators beside torch's, in alternating order within one run.
 
-    Each is one of attention, softmax, layer_norm, add_layer_norm, rms_norm, gelu, silu_gate, argmax, matmul and
-    linear_cross_entropy (default: all), and its results are first checked against torch's (exit 3 when they differ).
-    Reports the ratio of the times, the percentage of the machine's ceiling (memory bandwidth or matrix product) in the
-    same run, and whether the goals are met: "inconclusive" when the 95 % interval holds the goal. -o FOLDER writes a
-    file named by the CPU.
+    Each is one of attention, softmax, layer_norm, add_layer_norm, rms_norm, gelu, silu_gate, argmax, matmul,
+    linear_cross_entropy and linear_logprobs (default: all), and its results are first checked against torch's (exit 3
+    when they differ). Reports the ratio of the times, the percentage of the machine's ceiling (memory bandwidth or
+    matrix product) in the same run, and whether the goals are met: "inconclusive" when the 95 % interval holds the
+    goal. -o FOLDER writes a file named by the CPU.
     """
     if "auto" in dtype:
         raise InputError("--dtype auto needs a model: expected float32, bfloat16 or float16")

@@ -1,9 +1,9 @@
 """Architectures: one file each, readable in one sitting; they know ids and tensors, never text, files or devices.
 
-A model offers `start`/`step` (generation), `logprobs`/`distributions` (scoring), `forward` (training), `hidden`
-(classification), `rename`/`checkpoint` (its names in a checkpoint) and `flops`/`bytes_read` (what a step costs at
-least), as far as its KIND has them. Its blocks are a ModuleList, where adapters and activation checkpointing find them.
-To add one, add a file and a row here.
+A model offers `start`/`step` (generation), `logprobs`/`predictions`/`distributions` (scoring), `forward` (training),
+`hidden` (classification), `rename`/`checkpoint` (its names in a checkpoint) and `flops`/`bytes_read` (what a step costs
+at least), as far as its KIND has them. Its blocks are a ModuleList, where adapters and activation checkpointing find
+them. To add one, add a file and a row here.
 """
 
 from __future__ import annotations

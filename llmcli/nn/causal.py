@@ -12,7 +12,7 @@ from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.packed import PackedModel
-from llmcli.ops import softmax
+from llmcli.ops import linear_logprobs, softmax
 
 # Prompts are read in pieces of this many positions, always counted from position 0, so that memory stays bounded.
 CHUNK = 512
@@ -58,8 +58,7 @@ class CausalModel(PackedModel):
     def pack(self) -> CausalModel:
         """Pack every matrix for the CPU kernel; from now on the model only runs forward and cannot be saved."""
         super().pack()
-        own = self._own_head()
-        head = self._packed_head if own is None else own.packed
+        head = self._head_as_packed
         self._stack = None if head is None else self._describe(head)
         return self
 
@@ -128,15 +127,25 @@ class CausalModel(PackedModel):
         return cache
 
     def logprobs(self, ids: Tensor, first: int = 1) -> Tensor:
-        """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32.
+        """log p(ids[t] | ids[..t-1]) for t >= first: ids (B,T) → (B,T-first) float32."""
+        return self.predictions(ids, first)[0]
 
-        Holds HEAD_ROWS rows of logits at a time.
+    def predictions(self, ids: Tensor, first: int = 1) -> tuple[Tensor, Tensor]:
+        """As `logprobs`, and beside each the token that is likeliest in its place, (B,T-first) int64.
+
+        A packed model holds no logits at all, another HEAD_ROWS rows of them at a time.
         """
-        pieces, begin = [], first
+        head, targets = self._head_as_packed, ids[:, first:]
+        if head is not None:
+            hidden = self.hidden(ids[:, :-1])[:, first - 1 :]
+            return linear_logprobs(hidden, head, targets, self.config.vocab_size, cap=self.logit_cap)
+        pieces, begin = [(targets.new_zeros(len(ids), 0, dtype=torch.float32), targets[:, :0])], 0
         for rows in self.distributions(ids, first):
-            pieces.append(rows.gather(-1, ids[:, begin : begin + rows.shape[1], None])[..., 0])
+            wanted = targets[:, begin : begin + rows.shape[1], None]
+            pieces.append((rows.gather(-1, wanted)[..., 0], rows.argmax(-1)))
             begin += rows.shape[1]
-        return torch.cat(pieces, 1) if pieces else ids.new_zeros(ids.shape[0], 0, dtype=torch.float32)
+        logprobs, likeliest = (torch.cat(column, 1) for column in zip(*pieces, strict=True))
+        return logprobs, likeliest
 
     def distributions(self, ids: Tensor, first: int = 1) -> Iterator[Tensor]:
         """log p(. | ids[..t-1]) for t = first to T-1, in order: ids (B,T) → pieces (B,n,V) float32, B * n <= HEAD_ROWS.

@@ -105,6 +105,12 @@ class PackedModel(nn.Module, ABC):
         """The head's own matrix; None where it is the embedding."""
         return self._modules.get("lm_head")  # type: ignore[return-value]
 
+    @property
+    def _head_as_packed(self) -> Tensor | None:
+        """The packed matrix of the vocabulary projection, in any precision; None of a model that is not packed."""
+        own = self._own_head()
+        return self._packed_head if own is None else own.packed
+
     def _project(self, x: Tensor) -> Tensor:
         """The vocabulary projection: (...,C) → (...,V)."""
         if (own := self._own_head()) is not None:

@@ -10,6 +10,7 @@ from llmcli.ops.cached_attention import cached_attention
 from llmcli.ops.decoder import decoder
 from llmcli.ops.linear import linear, linear_pack
 from llmcli.ops.linear_cross_entropy import linear_cross_entropy
+from llmcli.ops.linear_logprobs import linear_logprobs
 from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
 from llmcli.ops.matmul import matmul
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -31,6 +32,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "linear_logprobs",
     "linear_pack",
     "linear_quantized",
     "linear_quantized_pack",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.cached_attention import CACHE_DTYPES, cached_attention
-from llmcli.ops.linear import linear
-from llmcli.ops.linear_quantized import linear_quantized, packed_bytes
+from llmcli.ops.linear_quantized import linear_packed
 from llmcli.ops.norm import add_layer_norm, add_rms_norm
 from llmcli.ops.registry import define
 from llmcli.ops.rotary import rotary
@@ -76,25 +74,22 @@ def _fallback(
     for layer, scale in enumerate(scales):
         block = dict(zip(PARTS, parts[layer * len(PARTS) :], strict=False))
         normed, x = norm(block["norm_1"], block["norm_1_bias"])
-        qkv = _linear(normed, block["qkv"], _present(block["qkv_bias"]), (heads + 2 * G) * D)
+        qkv = linear_packed(normed, block["qkv"], _present(block["qkv_bias"]), (heads + 2 * G) * D)
         q, k, v = qkv.view(B, T, heads + 2 * G, D).split([heads, G, G], 2)
         if angles:
             q, k = rotary(q, *angles), rotary(k, *angles)
         mixed = cached_attention(q, k, v, cache[layer], lengths, dtype=CACHE_DTYPES[kind], scale=scale)
-        update = _linear(mixed.view(B, T, heads * D), block["out"], _present(block["out_bias"]), C)
+        update = linear_packed(mixed.view(B, T, heads * D), block["out"], _present(block["out_bias"]), C)
         normed, x = norm(block["norm_2"], block["norm_2_bias"])
-        hidden = _linear(normed, block["up"], None, 2 * inner if ACTIVATIONS[activation] == "silu_gate" else inner)
-        update = _linear(activate(hidden, _present(block["up_bias"])), block["down"], _present(block["down_bias"]), C)
+        hidden = linear_packed(
+            normed, block["up"], None, 2 * inner if ACTIVATIONS[activation] == "silu_gate" else inner
+        )
+        update = linear_packed(
+            activate(hidden, _present(block["up_bias"])), block["down"], _present(block["down_bias"]), C
+        )
     x, update = x.view(B * T, C)[rows], update.view(B * T, C)[rows]
     normed = norm(parts[-3], parts[-2])[0]
-    return _linear(normed, parts[-1], None, V) if parts[-1].numel() else normed
-
-
-def _linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    if packed.dtype != torch.uint8:
-        return linear(x, packed, bias, out_features)
-    bits = 8 if packed.numel() == packed_bytes(x.shape[-1], out_features, 8) else 4
-    return linear_quantized(x, packed, bias, out_features, bits)
+    return linear_packed(normed, parts[-1], None, V) if parts[-1].numel() else normed
 
 
 def _present(part: Tensor) -> Tensor | None:

@@ -39,13 +39,20 @@ def _pack_fallback(weight: Tensor) -> Tensor:
     return panels.transpose(1, 2).reshape(-1).clone()
 
 
-def _linear_fallback(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    depth, K = _depth(x.dtype), x.shape[-1]
-    panels, steps = -(-out_features // PANEL), -(-K // depth)
+def unpack(packed: Tensor, in_features: int, out_features: int) -> Tensor:
+    """What `linear_pack` packed, (N,K). Raises RuntimeError where it has another size."""
+    depth = _depth(packed.dtype)
+    panels, steps = -(-out_features // PANEL), -(-in_features // depth)
     if packed.shape != (panels * PANEL * steps * depth,):
-        raise RuntimeError(f"linear: packed weights of {packed.numel()} elements do not belong to ({out_features},{K})")
+        raise RuntimeError(
+            f"linear: packed weights of {packed.numel()} elements do not belong to ({out_features},{in_features})"
+        )
     weight = packed.view(panels, steps, PANEL, depth).transpose(1, 2).reshape(panels * PANEL, steps * depth)
-    return F.linear(x, weight[:out_features, :K], bias)
+    return weight[:out_features, :in_features]
+
+
+def _linear_fallback(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return F.linear(x, unpack(packed, x.shape[-1], out_features), bias)
 
 
 def _pack_fake(weight: Tensor) -> Tensor:

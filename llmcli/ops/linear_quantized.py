@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcli.ops.linear import linear
 from llmcli.ops.registry import define
 
 PANEL = 64
@@ -32,6 +33,14 @@ def linear_quantized(x: Tensor, packed: Tensor, bias: Tensor | None, out_feature
     every instruction set. NaN or infinity in a row makes all its outputs NaN.
     """
     return _linear(x, packed, bias, out_features, bits)  # type: ignore[no-any-return]
+
+
+def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """`linear` or `linear_quantized`, as the packed weight tells by its dtype and size."""
+    if packed.dtype != torch.uint8:
+        return linear(x, packed, bias, out_features)
+    bits = 8 if packed.numel() == packed_bytes(x.shape[-1], out_features, 8) else 4
+    return linear_quantized(x, packed, bias, out_features, bits)
 
 
 def packed_bytes(in_features: int, out_features: int, bits: int) -> int:

@@ -15,9 +15,9 @@ from itertools import islice
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from llmcli.errors import InputError
-from llmcli.scoring.documents import Predicts
 
 RULES = ("raw", "token", "byte")
 
@@ -28,6 +28,12 @@ class Encodes(Protocol):
     eos_id: int | None
 
     def encode(self, text: str) -> list[int]: ...
+
+
+class Predicts(Protocol):
+    """ids (B,T) → log p(ids[t] | ids[..t-1]) and the likeliest token in its place, for t = first to T-1."""
+
+    def predictions(self, ids: Tensor, first: int = 1) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -182,13 +188,8 @@ def _score(
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows], device=device)
     begin = min(first for _, first in rows)
-    logprobs, best, t = [], [], begin
-    for piece in model.distributions(ids, begin):
-        targets = ids[:, t : t + piece.shape[1]]
-        logprobs.append(piece.gather(-1, targets[..., None])[..., 0])
-        best.append(piece.argmax(-1) == targets)
-        t += piece.shape[1]
-    found, likeliest = torch.cat(logprobs, 1), torch.cat(best, 1)
+    found, best = model.predictions(ids, begin)
+    likeliest = best == ids[:, begin:]
     parts = [(n, slice(first - begin, len(row) - begin)) for n, (row, first) in enumerate(rows)]
     return [(math.fsum(found[n, part].tolist()), bool(likeliest[n, part].all())) for n, part in parts]
 

@@ -83,6 +83,16 @@ def linear_cross_entropy(cast: Cast) -> Iterator[tuple[str, Arguments]]:
             yield name, (x, weight, targets, 0.5, smoothing, cap, True, True)
 
 
+def linear_logprobs(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """One token, one part of the vocabulary and several, with a short one at the end."""
+    pack = registry.fallback("linear_pack")
+    for rows, C, V in [(1, 1, 1), (7, 17, 65), (51, 24, 2100), (0, 8, 8)]:
+        x, weight = cast(normal(rows, C)), cast(normal(V, C, seed=1))
+        targets = torch.randint(V, (rows,), generator=torch.Generator().manual_seed(2))
+        for cap in (0.0, 3.0):
+            yield f"{rows} rows C{C} V{V} cap {cap:g}", (x, pack(weight), targets, V, cap)
+
+
 def attention(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Full, causal and capped, with bias, and with key lengths of which one is 0."""
     for B, T, S, H, G, D in HEADS:
@@ -315,6 +325,7 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "softmax_backward": softmax_backward,
     "argmax": argmax,
     "linear_cross_entropy": linear_cross_entropy,
+    "linear_logprobs": linear_logprobs,
     "rotary": rotary,
     "lstm_cell": lstm_cell,
     "gru_cell": gru_cell,

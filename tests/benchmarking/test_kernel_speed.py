@@ -36,6 +36,7 @@ def test_the_goals_are_those_that_were_set() -> None:
         assert goals["attention", "forward + backward", dtype] == (1.5, None)
         assert goals["attention", "decode, cold", dtype] == (None, 0.85)
         assert goals["linear_cross_entropy", "forward + backward", dtype] == (1.3, None)
+        assert goals["linear_logprobs", "log p", dtype] == (1.5, 0.60)
         assert goals["softmax", "into out=", dtype] == (1.5, 0.85)
         assert goals["softmax", "allocating", dtype] == (1.5, None)
 

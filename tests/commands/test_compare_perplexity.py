@@ -50,7 +50,7 @@ def test_json_agrees_with_perplexity(invoke: Run) -> None:
     got = json.loads(invoke("compare-perplexity old new a.txt b.txt --kl --json -c 32 --batch-size 3").out)
     for side in ("old", "new"):
         alone = json.loads(invoke(f"perplexity -m {side} -c 32 a.txt b.txt --json").out)
-        assert got[f"{side}_ppl"] == pytest.approx(alone["ppl"], rel=1e-9)
+        assert got[f"{side}_ppl"] == pytest.approx(alone["ppl"], rel=1e-7)
         assert got["fingerprint"] == alone["fingerprint"]
     assert (got["schema"], got["verdict"], got["n_documents"]) == ("llmcli/compare-perplexity/1", None, 2)
     assert got["kl"]["mean"] > 0

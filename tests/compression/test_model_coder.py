@@ -54,7 +54,9 @@ def test_ids_come_back_and_take_the_reported_bits(tiny_gpt2: Path, dtype: str, c
         torch.set_num_threads(threads)
     doc = scoring.encode("text", TEXT, loaded.tokenizer, rule)
     nll = scoring.total(doc, scoring.score(loaded.model, [doc], rule)[0]).nll
-    assert bits == pytest.approx(nll / math.log(2) + math.log2(320), rel=1e-6)
+    # Whole distributions come from logits in the model's own precision.
+    rounding = 1e-6 if dtype == "float32" else 2e-4
+    assert bits == pytest.approx(nll / math.log(2) + math.log2(320), rel=rounding)
     assert abs(8 * len(body) - bits) <= 0.001 * bits + 16
 
 

@@ -137,6 +137,7 @@ def test_logprobs(model: GPT2, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatc
         close(model.logprobs(ids), expected)
     for first in (2, 17, 39, 40):
         close(model.logprobs(ids, first), expected[:, first - 1 :])
+    assert torch.equal(model.predictions(ids)[1], model(ids)[:, :-1].argmax(-1))
     assert model.logprobs(ids[:, :1]).shape == (3, 0)
     assert model.bfloat16().logprobs(ids).dtype == torch.float32
     model.float()
@@ -271,6 +272,8 @@ def packed() -> GPT2:
 def test_packing_changes_neither_results_nor_costs(tied: bool, ids: torch.Tensor) -> None:
     plain, packed = build(tie_word_embeddings=tied), build(tie_word_embeddings=tied).pack()
     close(packed(ids), plain(ids))
+    for mine, its in zip(packed.predictions(ids, 3), plain.predictions(ids, 3), strict=True):
+        close(mine, its)
     assert packed.flops(3, 5) == plain.flops(3, 5) > 0
     assert packed.bytes_read(5, 2) == plain.bytes_read(5, 2) > 0
 
@@ -296,6 +299,7 @@ def test_bits_do_not_depend_on_chunks_batches_or_steps(
     assert torch.equal(model.step(ids[torch.arange(3), lengths][:, None], state), logits[torch.arange(3), lengths])
     for row in range(3):
         assert torch.equal(model(ids[row : row + 1])[0], logits[row])
+        assert torch.equal(model.logprobs(ids[row : row + 1], 5)[0], model.logprobs(ids)[row, 4:])
 
 
 @kernels_only

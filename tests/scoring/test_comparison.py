@@ -96,8 +96,8 @@ def test_distributions_against_float64(tiny_gpt2: Path, tmp_path: Path) -> None:
     doc, rule = document(100, vocab_size=320), Sliding(24, 12)
     (got,) = comparison.compare(*models, [doc], rule, batch_size=3, distributions=True)
     (plain,) = comparison.compare(*models, [doc], rule)
-    np.testing.assert_array_equal(got.old, plain.old)
-    np.testing.assert_array_equal(got.new, plain.new)
+    np.testing.assert_allclose(got.old, plain.old, rtol=1e-6)  # reduced in another order
+    np.testing.assert_allclose(got.new, plain.new, rtol=1e-6)
     divergence, agree = [], []
     for window in rule.windows(100):
         logits = [model(doc.ids[None, window.start : window.stop - 1].long())[0].double() for model in models]
