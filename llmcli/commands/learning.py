@@ -211,14 +211,16 @@ def follow(
     `evaluate` makes a report, a dataclass with the field `step`, which `describe` puts into words; the last one is also
     shown as a `table` on stderr. `sample` writes text after a given step.
     """
+    from llmcli.training import checkpoint
     from llmcli.training.trainer import Step
     from llmcli.training.trainer import run as run_steps
 
     began, resumed_at, step, evaluation = time.perf_counter(), trainer.steps_done, None, None
     iters, speed, team = trainer.recipe.iters, Speed(trainer), trainer.team
+    alone = checkpoint.alone(Path(run.output)) if team.leads else contextlib.nullcontext()
     with terminal.interruptible() as interrupt:
         log = run.journal(run.start()) if team.leads else contextlib.nullcontext(lambda document: None)
-        with Progress("training", total=iters, unit="steps") as progress, log as journal:
+        with alone, Progress("training", total=iters, unit="steps") as progress, log as journal:
             for report in run_steps(
                 trainer,
                 Path(run.output),

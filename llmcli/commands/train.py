@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from json import loads
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from llmcli.commands import learning, terminal, watching
 from llmcli.commands.learning import Run, recipe_options, run_options
@@ -83,8 +85,11 @@ def command(
         documents, held = corpus.split(documents, val_fraction)
     known = start or flags["tokenizer"]
     tokenizer = Tokenizer.open(known) if known else corpus.train_tokenizer(documents, flags["vocab_size"])
-    described = start / "config.json" if start else flags["config"]
-    shape = read_shape(str(described)) if described else PRESETS[flags["preset"]]
+    shape = read_shape(flags["config"]) if flags["config"] else PRESETS[flags["preset"]]
+    if start:
+        shape, wanted = read_shape(str(start / "config.json")), shape
+        if flags["config"] or click.get_current_context().get_parameter_source("preset") != ParameterSource.DEFAULT:
+            check_shape(start, shape, wanted)
     dtype = learning.PRECISIONS[engine.dtype]
     build = functools.partial(
         build_model,
@@ -120,6 +125,16 @@ def command(
             describe=learning.loss_in_words,
             sample=watching.sampler(trainer, tokenizer, run.sample_prompt) if run.sample_every else None,
         )
+
+
+def check_shape(start: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises ModelError unless the run in `start` has the shape that was asked for; its context may be another."""
+    for key, value in wanted.items():
+        if key not in ("n_positions", "max_position_embeddings", "dtype") and found.get(key, value) != value:
+            raise ModelError(
+                f"{start}: the run there has {key} {found[key]}, this one would have {value}; give the same --preset "
+                "or --config, or another --output"
+            )
 
 
 def read_shape(path: str) -> dict[str, Any]:

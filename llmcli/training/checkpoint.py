@@ -5,11 +5,13 @@ Knows files, names and tensors; does not know what a training step is.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from llmcli.checkpoints import safetensors, sharded
-from llmcli.errors import ResourceError
+from llmcli.errors import InputError, ResourceError
 from llmcli.training.distributed import Team
 from llmcli.training.recipe import Recipe
 
@@ -28,6 +30,31 @@ Export = Callable[[Any], dict[str, Tensor]]  # what model.safetensors holds of a
 def resumable(directory: Path) -> bool:
     """Whether there is a checkpoint to continue from."""
     return bool(sharded.found(directory)) or (directory / STATE).exists()
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keep other runs out of a directory, which is made if need be, until the block or the process ends.
+
+    Raises InputError when one is in it. The directory itself is locked, so that nothing is left behind.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise ResourceError(f"cannot write in {directory}: {error.strerror}") from None
+    try:
+        with contextlib.suppress(OSError):  # a file system that has no locks
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"expected {directory} to be this run's alone, but another process trains there; wait for it, or "
+                    "give another --output"
+                ) from None
+        yield
+    finally:
+        os.close(held)
 
 
 def read(directory: Path) -> tuple[Path, Mapping[str, Tensor]]:

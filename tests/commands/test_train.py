@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from llmcli import loading
 from llmcli.cli import cli
 from llmcli.errors import InputError
+from llmcli.training import checkpoint
 from llmcli.training import trainer as training
 from tests.conftest import Result
 from tests.tiny import TEXT
@@ -116,6 +117,36 @@ def test_resume_ends_with_the_same_weights(folder: Path, monkeypatch: pytest.Mon
     assert train(folder, *begun)[0] == 0
     whole, resumed = (load_file(folder / name / "model.safetensors") for name in ("whole", "model"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_resume_refuses_another_shape(folder: Path) -> None:
+    assert train(folder, "--iters", "2")[0] == 0
+    (folder / "config.json").write_text(json.dumps(SHAPE | {"n_layer": 3}))
+    code, out, err = train(folder, "--iters", "4", "--resume", "auto")
+    assert (code, out, err.count("\n")) == (5, "", 1)
+    assert "has n_layer 2, this one would have 3" in err
+    flags = [
+        "--data",
+        str(folder / "books"),
+        "--output",
+        str(folder / "model"),
+        "--iters",
+        "3",
+        "--resume",
+        "auto",
+        "-q",
+    ]
+    assert CliRunner().invoke(cli, ["train", *flags]).exit_code == 0
+    assert CliRunner().invoke(cli, ["train", *flags, "--preset", "gpt2-nano"]).exit_code == 5
+
+
+def test_a_directory_where_another_process_trains(folder: Path) -> None:
+    with checkpoint.alone(folder / "model"):
+        code, out, err = train(folder, "--iters", "1", "-q")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "another process trains there" in err
+    assert not list((folder / "model").iterdir())
+    assert train(folder, "--iters", "1", "-q")[0] == 0
 
 
 def test_stdin_and_validation_files(folder: Path) -> None:
