@@ -20,7 +20,7 @@ from llmcli.models import model_class
 from llmcli.nn import prepacked, quantized
 from llmcli.nn.classifier import classifier as add_classifier
 from llmcli.nn.linear import Linear
-from llmcli.ops import registry
+from llmcli.ops import finite, registry
 from llmcli.tokenizer import Tokenizer
 
 __all__ = ["ALIASES", "DEFAULT", "Loaded", "find", "load", "sha256"]
@@ -255,9 +255,8 @@ def _assign(
         stored = weights.pop(name)
         done += stored.nbytes
         tensor = stored.to(device, dtype)
-        # One sum finds any NaN or infinity at the speed of memory, and reads pages that the first token needs anyway.
-        if not tensor.sum(dtype=torch.float32).isfinite():
-            if not stored.sum(dtype=torch.float32).isfinite():
+        if not finite(tensor):
+            if not finite(stored):
                 raise ModelError(f"{path}: {name} holds NaN or infinity; expected finite weights: fetch it again")
             raise ModelError(f"{path}: {name} holds numbers that {dtype} cannot: use --dtype float32 or bfloat16")
         where, _, leaf = name.rpartition(".")
@@ -285,7 +284,7 @@ def _assign_quantized(model: Any, weights: dict[str, torch.Tensor], device: torc
                 f"{path}: {name} has integers {list(q.shape)} of {q.dtype} and scales {list(scale.shape)} of "
                 f"{scale.dtype}; expected {' and '.join(map(str, map(list, shapes)))}, the scales in bfloat16"
             )
-        if not scale.sum(dtype=torch.float32).isfinite():
+        if not finite(scale):
             raise ModelError(f"{path}: {name}.scales holds NaN or infinity; expected finite scales: fetch it again")
         layer.set_quantized(q.to(device), scale.to(device))
 

@@ -12,7 +12,14 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 from safetensors.torch import load_file
 
 ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-ARCHITECTURES |= {"gpt_neox": "gptneox", "bloom": "bloom", "phi3": "phi3", "gemma3_text": "gemma3", "gemma2": "gemma2"}
+ARCHITECTURES |= {
+    "mixtral": "llama",
+    "gpt_neox": "gptneox",
+    "bloom": "bloom",
+    "phi3": "phi3",
+    "gemma3_text": "gemma3",
+    "gemma2": "gemma2",
+}
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 CHAT = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}{% endfor %}"
 
@@ -45,6 +52,9 @@ def write(directory: Path, target: Path, *, padding: int = 0) -> None:
         file.add_layer_norm_eps(config.get("layer_norm_eps", config.get("layer_norm_epsilon", 1e-5)))
     if config.get("sliding_window"):
         file.add_sliding_window(config["sliding_window"])
+    if config["model_type"] == "mixtral":
+        file.add_expert_count(config["num_local_experts"])
+        file.add_expert_used_count(config["num_experts_per_tok"])
     if name == "gemma2":
         file.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         file.add_final_logit_softcapping(config["final_logit_softcapping"])
@@ -60,7 +70,11 @@ def write(directory: Path, target: Path, *, padding: int = 0) -> None:
     write_vocabulary(file, directory, padding)
     arch = next(arch for arch, known in MODEL_ARCH_NAMES.items() if known == name)
     names = get_tensor_name_map(MODEL_ARCH(arch), n_layers)
-    for theirs, tensor in load_file(directory / "model.safetensors").items():
+    stored = load_file(directory / "model.safetensors")
+    for first in [name for name in stored if ".experts.0." in name]:
+        each = (first.replace(".experts.0.", f".experts.{n}.") for n in range(config["num_local_experts"]))
+        stored[first.replace(".experts.0.", ".experts.")] = torch.stack([stored.pop(name) for name in each])
+    for theirs, tensor in stored.items():
         data = tensor.float().numpy()
         if theirs.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             data = data.T

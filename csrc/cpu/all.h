@@ -2,7 +2,9 @@
 #pragma once
 #include "activation.h"
 #include "argmax.h"
+#include "blocks.h"
 #include "column_sum.h"
+#include "finite.h"
 #include "linear.h"
 #include "linear_quantized.h"
 #include "matmul.h"

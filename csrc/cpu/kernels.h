@@ -65,6 +65,29 @@ struct SoftcapArgs {
   DType dtype;
 };
 
+// Unpacks ggml's blocks: see blocks.h. One item is kBlocksTogether blocks.
+struct BlocksArgs {
+  const uint8_t* data;
+  void* y;
+  int64_t blocks;
+  BlockKind kind;
+  DType dtype;  // of y
+};
+constexpr int64_t kBlocksTogether = 64;
+constexpr int64_t block_weights(BlockKind kind) { return kind < BlockKind::q4_k ? 32 : 256; }
+constexpr int64_t block_bytes(BlockKind kind) {
+  constexpr int64_t kBytes[] = {18, 20, 22, 24, 34, 144, 176, 210};
+  return kBytes[static_cast<int>(kind)];
+}
+
+// Whether numbers are finite. One item is kFiniteItem of them.
+struct FiniteArgs {
+  const void* x;  // contiguous
+  int64_t size;
+  DType dtype;
+};
+constexpr int64_t kFiniteItem = 1 << 14;
+
 // The highest of each row and where it first stands. One item is one row.
 struct ArgmaxArgs {
   const void* x;
@@ -346,6 +369,8 @@ struct Kernels {
   void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end, float* scratch);
   void (*softmax_backward)(const SoftmaxBackwardArgs& args, int64_t begin, int64_t end);
   void (*cross_entropy)(const CrossEntropyArgs& args, int64_t begin, int64_t end, float* scratch);
+  void (*blocks)(const BlocksArgs& args, int64_t begin, int64_t end);
+  bool (*finite)(const FiniteArgs& args, int64_t begin, int64_t end);
   void (*softcap)(const SoftcapArgs& args, int64_t begin, int64_t end);
   void (*argmax)(const ArgmaxArgs& args, int64_t begin, int64_t end);
   void (*logprobs_part)(const LogprobArgs& args, int64_t begin, int64_t end);

@@ -213,7 +213,20 @@ void linear_pack_panel(const LinearPackArgs& a, int64_t panel) {
     for (int64_t j = 0; j < n; ++j)
       packed[(s * kLinearPanel + c) * kDepth + j] = w[c * a.w_n + (s * kDepth + j) * a.w_k];
   };
-  for (int64_t block = 0; block < whole; block += kBlock) {
+  int64_t first = 0;
+  if (sizeof(T) * kDepth == 4 && a.w_k == 1 && a.w_n % kDepth == 0 && columns == kLinearPanel) {
+    // A step is as wide as a float: N steps of N columns are turned in registers.
+    const float* const from = reinterpret_cast<const float*>(w);
+    float* const to = reinterpret_cast<float*>(packed);
+    for (; first + N <= whole; first += N)
+      for (int64_t c = 0; c < kLinearPanel; c += N) {
+        F t[N];
+        LLMCLI_UNROLL for (int i = 0; i < N; ++i) t[i] = load(from + (c + i) * (a.w_n / kDepth) + first);
+        transpose(t);
+        LLMCLI_UNROLL for (int i = 0; i < N; ++i) store(to + (first + i) * kLinearPanel + c, t[i]);
+      }
+  }
+  for (int64_t block = first; block < whole; block += kBlock) {
     const int64_t end = block + kBlock < whole ? block + kBlock : whole;
     if (a.w_k == 1) {
       for (int64_t c = 0; c < columns; ++c)

@@ -5,7 +5,8 @@
 namespace llmcli::cpu {
 
 enum class DType : int { f32, bf16, f16 };
-enum class CacheType : int { f32, bf16, f16, i8 };  // of cached keys and values
+enum class BlockKind : int { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k };  // ggml's
+enum class CacheType : int { f32, bf16, f16, i8 };                              // of cached keys and values
 
 struct bf16 {
   uint16_t bits;

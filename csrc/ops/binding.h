@@ -33,12 +33,12 @@ inline cpu::DType dtype_of(ScalarType dtype, const char* name) {
 inline cpu::DType dtype_of(const Tensor& x, const char* name) { return dtype_of(x.scalar_type(), name); }
 
 // Runs f(begin, end) over [0, items) on torch's threads. `cost` is the rough work of one item in nanoseconds:
-// a thread is woken for no less than 20 microseconds of work. Threads take pieces as they come, so that one
-// that lost its core holds up a piece and not a share.
+// a thread is woken for no less than `least` of it. Threads take pieces as they come, so that one that lost
+// its core holds up a piece and not a share.
 template <class F>
-void parallel(int64_t items, double cost, const F& f) {
+void parallel(int64_t items, double cost, const F& f, double least = 20000.0) {
   if (items <= 0) return;
-  const int64_t grain = static_cast<int64_t>(20000.0 / (cost > 1.0 ? cost : 1.0)) + 1;
+  const int64_t grain = static_cast<int64_t>(least / (cost > 1.0 ? cost : 1.0)) + 1;
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), (items + grain - 1) / grain);
   if (threads == 1) return f(int64_t{0}, items);
   const int64_t piece = std::max(grain, items / (16 * threads));
@@ -48,6 +48,10 @@ void parallel(int64_t items, double cost, const F& f) {
       f(begin, std::min(begin + piece, items));
   });
 }
+
+// Least work of a thread while a model is opened: many short steps, and on a busy machine the end of each
+// would wait for a thread that has no core.
+constexpr double kOpening = 2e6;
 
 // Working memory of the calling thread, 64-byte aligned, kept between calls; its content is undefined.
 inline void* scratch(int64_t bytes) {

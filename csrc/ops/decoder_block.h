@@ -12,6 +12,8 @@ enum Part : size_t {
   kBias1,
   kQkvWeight,
   kQkvBias,
+  kQueryNorm,
+  kKeyNorm,
   kOutWeight,
   kOutBias,
   kWeight2,
@@ -33,14 +35,16 @@ struct Norm {
   const void *weight, *bias;
   bool wide;
 
-  Norm(const Tensor& weight_, const Tensor& bias_, int64_t size, ScalarType dtype)
-      : weight(weight_.const_data_ptr()), bias(present(bias_) ? bias_.const_data_ptr() : nullptr) {
+  // bias_ is null where there is none.
+  Norm(const Tensor& weight_, const Tensor* bias_, int64_t size, ScalarType dtype)
+      : weight(weight_.const_data_ptr()), bias(bias_ ? bias_->const_data_ptr() : nullptr) {
     const ScalarType own = weight_.scalar_type();
     STD_TORCH_CHECK(
         weight_.numel() == size && weight_.is_contiguous() && (own == dtype || own == ScalarType::Float),
         "decoder: expected contiguous norm weights of ", size, " in float32 or x's dtype");
-    STD_TORCH_CHECK(!bias || (bias_.numel() == size && bias_.is_contiguous() && bias_.scalar_type() == own),
-                    "decoder: expected a contiguous norm bias like its weight");
+    STD_TORCH_CHECK(
+        !bias_ || (bias_->numel() == size && bias_->is_contiguous() && bias_->scalar_type() == own),
+        "decoder: expected a contiguous norm bias like its weight");
     wide = own == ScalarType::Float;
   }
 };
@@ -48,21 +52,26 @@ struct Norm {
 struct Block {
   Norm norm_1;
   LinearLayer qkv, out;
+  std::optional<Norm> query_norm, key_norm;  // of each head
   Norm norm_2;
   LinearLayer up, down;
   float scale;  // of attention scores
 
-  // p: a block's parts; C the width of the stream, qkv_width and mixed those of q, k and v together and of
-  // the heads' results, inner that of the MLP.
-  Block(const Tensor* p, float scale_, Activation activation, int64_t C, int64_t qkv_width, int64_t mixed,
-        int64_t inner, ScalarType dtype)
-      : norm_1(p[kWeight1], p[kBias1], C, dtype),
+  // p: a block's parts; C the width of the stream, D of a head, qkv_width and mixed those of q, k and v
+  // together and of the heads' results, inner that of the MLP.
+  Block(const Tensor* p, float scale_, Activation activation, int64_t C, int64_t D, int64_t qkv_width,
+        int64_t mixed, int64_t inner, ScalarType dtype)
+      : norm_1(p[kWeight1], present(p[kBias1]), C, dtype),
         qkv(p[kQkvWeight], present(p[kQkvBias]), C, qkv_width, dtype),
         out(p[kOutWeight], present(p[kOutBias]), mixed, C, dtype),
-        norm_2(p[kWeight2], p[kBias2], C, dtype),
+        norm_2(p[kWeight2], present(p[kBias2]), C, dtype),
         up(p[kUpWeight], present(p[kUpBias]), C, hidden_width(activation, inner), dtype),
         down(p[kDownWeight], present(p[kDownBias]), inner, C, dtype),
         scale(scale_) {
+    STD_TORCH_CHECK(!present(p[kQueryNorm]) == !present(p[kKeyNorm]),
+                    "decoder: expected norms of queries and keys, or of neither");
+    if (present(p[kQueryNorm])) query_norm.emplace(p[kQueryNorm], nullptr, D, dtype);
+    if (present(p[kKeyNorm])) key_norm.emplace(p[kKeyNorm], nullptr, D, dtype);
     STD_TORCH_CHECK(activation != kSiluGate || !present(p[kUpBias]), "decoder: a gated layer has no bias");
   }
 };

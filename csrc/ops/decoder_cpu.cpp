@@ -76,9 +76,9 @@ class Stack {
     blocks_.reserve(static_cast<size_t>(layers));
     for (size_t layer = 0; layer < static_cast<size_t>(layers); ++layer)
       blocks_.emplace_back(&parts[layer * kParts], static_cast<float>(constants[layer + 1]), activation_, C_,
-                           width_, H_ * D_, inner_, dtype);
+                           D_, width_, H_ * D_, inner_, dtype);
     const Tensor* last = &parts[static_cast<size_t>(layers) * kParts];
-    final_.emplace(last[0], last[1], C_, dtype);
+    final_.emplace(last[0], present(last[1]), C_, dtype);
     if (present(last[2])) head_.emplace(last[2], nullptr, C_, V_, dtype);
   }
 
@@ -96,7 +96,7 @@ class Stack {
       add(row_items_);
       add(preparations(block.qkv));
       add(block.qkv.items(rows_));
-      add(cos_ ? row_items_ : 0);
+      add(cos_ || block.query_norm ? row_items_ : 0);
       add(stores_apart() ? B_ * G_ : 0);
       add(split_ ? attention_items_ * cpu::attention_blocks(attention_) : attention_items_);
       add(split_ ? attention_items_ : 0);
@@ -211,7 +211,7 @@ class Stack {
       case kQkv:
         return run(block.qkv, normed_, qkv_, rows_, i);
       case kRotate:
-        return rotate(i);
+        return rotate(block, i);
       case kStore:
         return store(layer, i, 0, attention_.S);
       case kAttend:
@@ -303,14 +303,28 @@ class Stack {
     return a;
   }
 
-  // q and k turn where they lie.
-  void rotate(int64_t i) const {
+  // n heads are normed where they lie.
+  void norm_heads(const Norm& norm, char* heads, int64_t n) const {
+    cpu::NormArgs a = norm_args(norm);
+    a.x = a.y = heads;
+    a.x_rows = dense_rows(n, D_);
+    a.size = D_;
+    a.rms = true;
+    cpu::active().norm(a, 0, n);
+  }
+
+  // q and k are normed, where the block has norms for them, and turn where they lie.
+  void rotate(const Block& block, int64_t i) const {
     cpu::RotaryArgs a{};
     a.T = 1, a.H = H_ + G_, a.D = a.x_h = D_, a.half = half_;
     a.dtype = dtype_;
     each_row(i, [&](int64_t row) {
       const int64_t at = row / T_ * angle_b_ + row % T_ * half_;
-      a.x = a.y = static_cast<char*>(qkv_) + row * width_ * element_;
+      char* const q = static_cast<char*>(qkv_) + row * width_ * element_;
+      if (block.query_norm) norm_heads(*block.query_norm, q, H_);
+      if (block.key_norm) norm_heads(*block.key_norm, q + H_ * D_ * element_, G_);
+      if (!cos_) return;
+      a.x = a.y = q;
       a.cos = cos_ + at;
       a.sin = sin_ + at;
       cpu::active().rotary(a, 0, 1);

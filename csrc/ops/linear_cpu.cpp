@@ -22,8 +22,9 @@ Tensor linear_pack(const Tensor& weight) {
   a.w = weight.const_data_ptr();
   a.packed = packed.mutable_data_ptr();
   const auto kernel = cpu::active().linear_pack;
-  parallel(panels, static_cast<double>(a.inputs) * LinearLayer::kPanel,
-           [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+  parallel(
+      panels, static_cast<double>(a.inputs) * LinearLayer::kPanel * 0.3,
+      [&](int64_t begin, int64_t end) { kernel(a, begin, end); }, kOpening);
   return packed;
 }
 

@@ -261,14 +261,23 @@ class Weights(Mapping[str, "Tensor"]):
             self._map = mmap.mmap(opened.fileno(), len(file.map), access=mmap.ACCESS_COPY)
 
     def __getitem__(self, name: str) -> Tensor:
+        return self._read(self.file.tensors[name])
+
+    def slice(self, name: str, index: int) -> Tensor:
+        """One of the tensors that lie in another, one behind the other, along its first dimension."""
+        whole = self.file.tensors[name]
+        size = (whole.end - whole.begin) // whole.shape[0]
+        begin = whole.begin + index * size
+        return self._read(Stored(whole.kind, whole.shape[1:], begin, begin + size))
+
+    def _read(self, stored: Stored) -> Tensor:
         import torch
 
-        from llmcli.checkpoints import blocks
+        from llmcli.ops import blocks
 
-        stored = self.file.tensors[name]
         data = torch.frombuffer(self._map, dtype=torch.uint8, count=stored.end - stored.begin, offset=stored.begin)
         if stored.kind not in PLAIN:
-            return blocks.read(data, stored.kind, stored.shape, self._dtype)
+            return blocks(data, stored.kind, self._dtype).view(stored.shape)
         aligned = data.clone() if stored.begin % 4 else data
         return aligned.view(getattr(torch, PLAIN[stored.kind])).view(stored.shape)
 

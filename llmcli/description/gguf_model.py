@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcli.checkpoints import gguf
-from llmcli.description.gguf_names import ARCHITECTURES, DEFAULTS, REFUSED, Architecture
+from llmcli.description.gguf_names import ARCHITECTURES, DEFAULTS, REFUSED, WITH_EXPERTS, Architecture
 from llmcli.errors import ModelError
 
 if TYPE_CHECKING:  # the configuration needs no torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the configuration needs no torch
     from torch import Tensor
 
 EMBEDDING, HEAD, SCALING = "token_embd.weight", "output.weight", "rope_freqs.weight"
+MOST_EXPERTS = 1 << 10  # of one block, which no model reaches, so that a lie costs little
 LARGEST = {"gemma2": 46, "gemma3": 62}  # blocks
 NAME = re.compile(r"(?:blk\.(\d+)\.)?(.+)\.(weight|bias)")
 
@@ -27,7 +28,8 @@ def architecture(file: gguf.File) -> tuple[str, Architecture]:
             f"{file.path}: the architecture {name!r} is not supported in GGUF files; expected one of: "
             f"{', '.join(sorted(ARCHITECTURES))}: try the model's safetensors"
         )
-    return name, ARCHITECTURES[name]
+    known = WITH_EXPERTS if file.metadata.get(f"{name}.expert_count", 0) and name in WITH_EXPERTS else ARCHITECTURES
+    return name, known[name]
 
 
 def config(file: gguf.File) -> dict[str, Any]:
@@ -135,11 +137,17 @@ class Renamed(Mapping[str, "Tensor"]):
         self._weights = gguf.Weights(file, dtype)
         self._heads = _setting(file, f"{name}.attention.head_count", None)
         self._kv_heads = _setting(file, f"{name}.attention.head_count_kv", self._heads)
-        self._names = {theirs(name, self._known): name for name in file.tensors if name != SCALING}
+        self._names: dict[str, tuple[str, int | None]] = {}  # what it is called in the file, and which expert of it
+        for name, stored in file.tensors.items():
+            called = theirs(name, self._known)
+            if "*" in called:
+                self._names |= {called.replace("*", str(n)): (name, n) for n in range(_experts(file, name, stored))}
+            elif name != SCALING:
+                self._names[called] = name, None
 
     def __getitem__(self, name: str) -> Tensor:
-        stored = self._names[name]
-        tensor = self._weights[stored]
+        stored, expert = self._names[name]
+        tensor = self._weights[stored] if expert is None else self._weights.slice(stored, expert)
         match = NAME.fullmatch(stored)
         layouts = self._known.layouts.get(match[2]) if match else None
         if layouts is None:
@@ -161,6 +169,17 @@ class Renamed(Mapping[str, "Tensor"]):
     def release(self) -> None:
         """As gguf.Weights.release."""
         self._weights.release()
+
+
+def _experts(file: gguf.File, name: str, stored: gguf.Stored) -> int:
+    """How many matrices lie in a tensor. Raises ModelError where they are not as many as the experts."""
+    count: int = file.get(f"{file.get('general.architecture', str)}.expert_count", int)
+    if len(stored.shape) != 3 or stored.shape[0] != count or count > MOST_EXPERTS:
+        raise ModelError(
+            f"{file.path}: {name} has shape {list(stored.shape)}; expected the matrices of {count} experts, at most "
+            f"{MOST_EXPERTS}: convert the model anew"
+        )
+    return count
 
 
 def theirs(name: str, known: Architecture) -> str:

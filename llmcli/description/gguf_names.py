@@ -20,7 +20,8 @@ class Architecture:
     """How GGUF's names relate to those of Hugging Face.
 
     `keys` are of config.json, each with its name in the metadata; `tensors` are names without their last part, those of
-    a block with {} for its number; `layouts` are (to Hugging Face, from it), given the heads of that tensor.
+    a block with {} for its number, those of its experts with * for theirs; `layouts` are (to Hugging Face, from it),
+    given the heads of that tensor.
     """
 
     model_type: str
@@ -220,6 +221,22 @@ ARCHITECTURES = {
             "ffn_down": "transformer.h.{}.mlp.dense_4h_to_h",
         },
         layouts={"attn_qkv": (by_head, by_kind)},
+    ),
+}
+# What they are in files that count experts, whose matrices lie one behind the other in one tensor: * is their number.
+WITH_EXPERTS = {
+    "llama": Architecture(
+        "mixtral",
+        {**LLAMA_KEYS, "num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"},
+        {
+            **{name: theirs for name, theirs in LLAMA_TENSORS.items() if ".mlp." not in theirs},
+            "ffn_gate_inp": "model.layers.{}.block_sparse_moe.gate",
+            "ffn_gate_exps": "model.layers.{}.block_sparse_moe.experts.*.w1",
+            "ffn_down_exps": "model.layers.{}.block_sparse_moe.experts.*.w2",
+            "ffn_up_exps": "model.layers.{}.block_sparse_moe.experts.*.w3",
+        },
+        ARCHITECTURES["llama"].constants,
+        ARCHITECTURES["llama"].layouts,
     ),
 }
 # Where a file may be silent, as llama.cpp has it.

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from llmcli.checkpoints import gguf
 from llmcli.description.gguf_model import EMBEDDING, SCALING
-from llmcli.description.gguf_names import ARCHITECTURES, Architecture
+from llmcli.description.gguf_names import ARCHITECTURES, WITH_EXPERTS, Architecture
 from llmcli.description.gguf_vocabulary import (
     BYTE,
     CONTROL,
@@ -34,10 +35,11 @@ FINER = {"Q4_0": "Q8_0"}  # what the embedding, which is the head of many models
 def architecture(model_type: str) -> tuple[str, Architecture]:
     """GGUF's name and table for a model_type. Raises InputError where there is none."""
     wanted = "llama" if model_type == "mistral" else model_type
-    for name, known in ARCHITECTURES.items():
+    every = [*ARCHITECTURES.items(), *WITH_EXPERTS.items()]
+    for name, known in every:
         if known.model_type == wanted:
             return name, known
-    expected = ", ".join(sorted(["mistral", *(known.model_type for known in ARCHITECTURES.values())]))
+    expected = ", ".join(sorted(["mistral", *(known.model_type for _, known in every)]))
     raise InputError(f"{model_type} models cannot be written as GGUF; expected one of: {expected}")
 
 
@@ -66,27 +68,33 @@ def metadata(model: Any, model_type: str, name: str, kind: str) -> dict[str, Any
 
 
 def tensors(model: Any, model_type: str, kind: str) -> dict[str, tuple[Tensor, str]]:
-    """The parameters under GGUF's names, in its layouts, each with its type: vectors and positions stay float32."""
+    """The parameters under GGUF's names, in its layouts, each with its type; vectors, positions, routers stay F32."""
     known, config = architecture(model_type)[1], model.config
     blocks = {theirs: ours for ours, theirs in known.tensors.items()}
     found: dict[str, tuple[Tensor, str]] = {}
+    experts: dict[str, list[Tensor]] = {}
     if dict(getattr(config, "rope_scaling", ())).get("rope_type") == "llama3":
         found[SCALING] = (divisors(config), "F32")
     for theirs, tensor in model.checkpoint().items():
         stem, _, leaf = theirs.rpartition(".")
         numbers = [part for part in stem.split(".") if part.isdigit()]
-        part = blocks.get(stem.replace(f".{numbers[0]}.", ".{}.") if numbers else stem)
+        for number, sign in zip(numbers, ("{}", "*"), strict=False):
+            stem = stem.replace(f".{number}.", f".{sign}.", 1)
+        part = blocks.get(stem)
         if part is None:
             raise InputError(f"the tensor {theirs} has no name in GGUF files: this kind of model cannot be written")
         if part in known.layouts:
             tensor = known.layouts[part][1](tensor, config.n_kv_head if part == "attn_k" else config.n_head)
         name = f"blk.{numbers[0]}.{part}.{leaf}" if numbers else f"{part}.{leaf}"
-        found[name] = (tensor, _type(name, tensor, kind))
-    return found
+        if "*" in stem:
+            experts.setdefault(name, []).append(tensor)
+        else:
+            found[name] = (tensor, _type(name, tensor, kind))
+    return found | {name: (torch.stack(parts), _type(name, parts[0], kind)) for name, parts in experts.items()}
 
 
 def _type(name: str, tensor: Tensor, kind: str) -> str:
-    if tensor.dim() == 1 or name.startswith("position_embd"):
+    if tensor.dim() == 1 or name.startswith("position_embd") or ".ffn_gate_inp." in name:
         return "F32"
     chosen = FINER.get(kind, kind) if name in (EMBEDDING, "output.weight") else kind
     return chosen if tensor.shape[-1] % gguf.SIZES[chosen].weights == 0 else "F16"

@@ -275,11 +275,11 @@ class Llama(CausalModel):
             if not isinstance(mlp, MLP):
                 return None
             qkv, up = (attn.q_proj, attn.k_proj, attn.v_proj), (mlp.gate_proj, mlp.up_proj)
-            if config.qk_norm or not (joinable(*qkv) and joinable(*up)):
+            if not (joinable(*qkv) and joinable(*up)):
                 return None
             norms = layer.input_layernorm, layer.post_attention_layernorm
-            scale = config.head_dim**-0.5
-            blocks.append(decoder.Block(norms[0], qkv, attn.o_proj, norms[1], up, mlp.down_proj, scale))
+            scale, of_heads = config.head_dim**-0.5, (attn.q_norm, attn.k_norm) if config.qk_norm else ()
+            blocks.append(decoder.Block(norms[0], qkv, attn.o_proj, norms[1], up, mlp.down_proj, scale, *of_heads))
         return DecoderStack(
             blocks, self.norm, head, vocab_size=config.vocab_size, n_heads=config.n_head, activation="silu_gate"
         )

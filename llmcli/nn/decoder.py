@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
+from llmcli.nn.norm import RMSNorm
 from llmcli.ops import decoder
 from llmcli.ops.cached_attention import CACHE_DTYPES
 from llmcli.ops.decoder import ACTIVATIONS
@@ -20,6 +21,7 @@ from llmcli.ops.linear import PANEL
 class Block:
     """The layers of one block; qkv gives q, k and v, up of a gated block gate and up; scale multiplies the scores.
 
+    query_norm and key_norm, of each head, are there both or not at all, and all norms have one eps.
     Where several layers give them, one after the other, all but the last of these have a multiple of 64 outputs.
     """
 
@@ -30,6 +32,8 @@ class Block:
     up: Linear | Sequence[Linear]
     down: Linear
     scale: float
+    query_norm: RMSNorm | None = None
+    key_norm: RMSNorm | None = None
 
 
 class DecoderStack:
@@ -47,7 +51,10 @@ class DecoderStack:
         multiplied = 0
         for block in blocks:
             layers = (block.norm_1, block.qkv, block.out, block.norm_2, block.up, block.down)
-            parts += [tensor for layer in layers for tensor in _tensors(layer)]
+            tensors = [tensor for layer in layers for tensor in _tensors(layer)]
+            none = tensors[0].new_empty(0)
+            norms = [none if n is None else n.weight.detach() for n in (block.query_norm, block.key_norm)]
+            parts += [*tensors[:4], *norms, *tensors[4:]]
             matrices = [matrix for layer in layers for matrix in _linears(layer)]
             multiplied += sum(matrix.in_features * matrix.out_features for matrix in matrices)
         parts += _tensors(norm)

@@ -6,8 +6,10 @@ Shapes: B batch, T query, S key, H query heads, G key/value heads, D head size, 
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.argmax import argmax
 from llmcli.ops.attention import attention
+from llmcli.ops.blocks import blocks
 from llmcli.ops.cached_attention import cached_attention
 from llmcli.ops.decoder import decoder
+from llmcli.ops.finite import finite
 from llmcli.ops.linear import linear, linear_pack
 from llmcli.ops.linear_cross_entropy import linear_cross_entropy
 from llmcli.ops.linear_logprobs import linear_logprobs
@@ -25,8 +27,10 @@ __all__ = [
     "add_rms_norm",
     "argmax",
     "attention",
+    "blocks",
     "cached_attention",
     "decoder",
+    "finite",
     "gelu",
     "gru_cell",
     "layer_norm",

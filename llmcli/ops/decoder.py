@@ -8,17 +8,24 @@ from torch import Tensor
 
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.cached_attention import CACHE_DTYPES, cached_attention
+<<<<<<< HEAD
 from llmcli.ops.linear_quantized import linear_packed
 from llmcli.ops.norm import add_layer_norm, add_rms_norm
+=======
+from llmcli.ops.linear import linear
+from llmcli.ops.linear_quantized import linear_quantized, packed_bytes
+from llmcli.ops.norm import add_layer_norm, add_rms_norm, rms_norm
+>>>>>>> 6ca4d26 (GGUF files open through kernels that unpack, check and pack; Mixtral as GGUF; Qwen3 in the decoder operator)
 from llmcli.ops.registry import define
 from llmcli.ops.rotary import rotary
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu_gate")
 
 # Of one block, in this order; an empty tensor where a model has no such part. Matrices are packed, in any precision;
-# `qkv` holds the rows of q, k and v one after the other, `up` of a gated layer those of gate and up.
+# `qkv` holds the rows of q, k and v one after the other, `up` of a gated layer those of gate and up; the norms of
+# queries and keys are RMS norms of each head.
 PARTS = (
-    *("norm_1", "norm_1_bias", "qkv", "qkv_bias", "out", "out_bias"),
+    *("norm_1", "norm_1_bias", "qkv", "qkv_bias", "query_norm", "key_norm", "out", "out_bias"),
     *("norm_2", "norm_2_bias", "up", "up_bias", "down", "down_bias"),
 )
 
@@ -76,6 +83,8 @@ def _fallback(
         normed, x = norm(block["norm_1"], block["norm_1_bias"])
         qkv = linear_packed(normed, block["qkv"], _present(block["qkv_bias"]), (heads + 2 * G) * D)
         q, k, v = qkv.view(B, T, heads + 2 * G, D).split([heads, G, G], 2)
+        if block["query_norm"].numel():
+            q, k = rms_norm(q, block["query_norm"], eps=eps), rms_norm(k, block["key_norm"], eps=eps)
         if angles:
             q, k = rotary(q, *angles), rotary(k, *angles)
         mixed = cached_attention(q, k, v, cache[layer], lengths, dtype=CACHE_DTYPES[kind], scale=scale)

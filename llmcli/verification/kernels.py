@@ -58,7 +58,7 @@ def ulps(got: Tensor, exact: Tensor, top: float) -> float:
 
 def largest(results: Sequence[Tensor]) -> float:
     """The largest finite magnitude of several tensors; 0 where there is none."""
-    sizes = [x[torch.isfinite(x)].abs() for x in results]
+    sizes = [x[torch.isfinite(x)].abs() for x in results if x.is_floating_point()]
     return max((float(size.max()) for size in sizes if size.numel()), default=0.0)
 
 

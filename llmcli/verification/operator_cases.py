@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmcli.ops import registry
+from llmcli.ops.blocks import KINDS
 from llmcli.ops.cached_attention import CACHE_DTYPES, cache_bytes, write
 from llmcli.ops.linear_quantized import GROUPS
 
@@ -202,6 +203,27 @@ def gelu_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
         yield name, (cast(normal(*x.shape, seed=2)), x, bias, tanh)
 
 
+def finite(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Finite numbers, and one that is not, at either end."""
+    for n in (0, 1, 17, 40_000):
+        x = cast(normal(n, size=100))
+        yield f"{n}", (x,)
+        for at, value in ((0, torch.inf), (n - 1, torch.nan)):
+            if n:
+                y = x.clone()
+                y[at] = value
+                yield f"{n} with {value} at {at}", (y,)
+
+
+def blocks(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Every kind, any bytes whose scales are finite."""
+    generator = torch.Generator().manual_seed(1)
+    for number, (size, _, _) in enumerate(KINDS.values()):
+        data = torch.randint(0, 256, (3, size), generator=generator, dtype=torch.uint8)
+        data[:, [1, 3, size - 1]] &= 0xBB  # no exponent of ones where a scale may lie
+        yield f"{[*KINDS][number]}", (data.flatten(), number, cast(torch.zeros(())).dtype)
+
+
 def softcap(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Below the cap and far above it."""
     for shape in ROWS:
@@ -286,7 +308,7 @@ def quantized(K: int, N: int, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
-    """Two blocks and a head for rows of unequal length: GELU, or rotary positions and a gate; one token or two."""
+    """Two blocks and a head, rows of unequal length: GELU, or norms of heads, angles and a gate; one token or two."""
     pack = registry.fallback("linear_pack")
     heads, D, inner, V, S = 2, 8, 24, 65, 9
     C = heads * D
@@ -301,9 +323,10 @@ def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
 
         none, parts = cast(torch.zeros(0)), []
         for _ in range(2):
-            parts += [vector(C, 1.0), none if gated else vector(C), matrix(3 * C, C), vector(3 * C), matrix(C, C)]
-            parts += [vector(C), vector(C, 1.0), none if gated else vector(C), matrix(inner * (1 + gated), C)]
-            parts += [none if gated else vector(inner), matrix(C, inner), vector(C)]
+            parts += [vector(C, 1.0), none if gated else vector(C), matrix(3 * C, C), vector(3 * C)]
+            parts += [vector(D, 1.0), vector(D, 1.0)] if gated else [none, none]
+            parts += [matrix(C, C), vector(C), vector(C, 1.0), none if gated else vector(C)]
+            parts += [matrix(inner * (1 + gated), C), none if gated else vector(inner), matrix(C, inner), vector(C)]
         parts += [vector(C, 1.0), none if gated else vector(C), matrix(V, C)]
         x, update = cast(normal(3, T, C)), cast(normal(3, T, C, seed=1))
         cache = torch.stack([filled(cast, 3, heads, D, S) for _ in range(2)])
@@ -334,6 +357,8 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "norm_backward": norm_backward,
     "gelu": gelu,
     "gelu_backward": gelu_backward,
+    "finite": finite,
+    "blocks": blocks,
     "softcap": softcap,
     "softcap_backward": softcap_backward,
     "silu_gate": silu_gate,
@@ -347,4 +372,4 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "decoder": decoder,
 }
 # Compared with their fallback in the same dtype: they move numbers, or round their input to whole ones first.
-SAME_DTYPE = {"linear_pack", "quantize", "linear_quantized_pack", "linear_quantized"}
+SAME_DTYPE = {"blocks", "linear_pack", "quantize", "linear_quantized_pack", "linear_quantized"}

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from llmcli.checkpoints import blocks, gguf
+from llmcli.checkpoints import gguf
 from llmcli.errors import ModelError
 from tests.gguf_files import finish
 
@@ -37,13 +37,6 @@ def test_unpacked_values_have_the_same_bits(kind: str, tmp_path: Path) -> None:
     assert got.isfinite().all()
     assert torch.equal(got, expected)
     assert got.shape == (37, 3 * size.weights)
-
-
-def test_large_tensors_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = torch.randint(0, 64, (34 * 40,), dtype=torch.uint8)
-    whole = blocks.read(data, "Q8_0", (40, 32), torch.float32)
-    monkeypatch.setattr(blocks, "CHUNK", 96)
-    assert torch.equal(blocks.read(data, "Q8_0", (40, 32), torch.float32), whole)
 
 
 TENSORS = {

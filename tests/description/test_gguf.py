@@ -43,6 +43,8 @@ CASES = [
     Case("phi3"),
     GEMMA3,
     GEMMA2,
+    Case("mixtral"),
+    Case("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "num_key_value_heads": 6}),
     Case("gpt_neox"),
     Case("gpt_neox", {"use_parallel_residual": False}),
     Case("bloom"),
@@ -197,6 +199,26 @@ def test_metadata_that_lies(made: Path, tmp_path: Path, metadata: dict[str, Any]
 )
 def test_tensors_that_do_not_fit(made: Path, tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
     changed(made / "model.gguf", tmp_path / "x.gguf", {}, tensors)
+    with pytest.raises(ModelError, match=message):
+        loading.load(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (
+            {"llama.expert_count": 3},
+            r"ffn_gate_exps.weight has shape \[4, 88, 48\]; expected the matrices of 3 experts",
+        ),
+        ({"llama.expert_count": None}, "is missing .*: config.json and weights do not match"),
+        ({"llama.expert_used_count": 9}, "num_experts_per_tok = 9; expected at most num_local_experts = 4"),
+    ],
+    ids=str,
+)
+def test_experts_that_are_not_as_many_as_said(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
+    write(tmp_path, Case("mixtral"))
+    gguf_files.write(tmp_path, tmp_path / "model.gguf")
+    changed(tmp_path / "model.gguf", tmp_path / "x.gguf", {"general.architecture": "llama", **metadata})
     with pytest.raises(ModelError, match=message):
         loading.load(tmp_path / "x.gguf")
 

@@ -29,11 +29,12 @@ def arguments(
     activation: str = "gelu_tanh",
     rms: bool = False,
     turned: int = 0,
+    normed: bool = False,
     held: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Random arguments, a cache filled up to `lengths`; heads is (H, G, D), `turned` elements of each have angles.
 
-    held is what the cache holds.
+    normed heads have norms of queries and keys; held is what the cache holds.
     """
     g = torch.Generator().manual_seed(len(lengths) + 31 * T)
     H, G, D = heads
@@ -53,7 +54,8 @@ def arguments(
         write(cache[layer], *(random(len(lengths), CAPACITY, G, D) for _ in range(2)), [0] * len(lengths), held)
     parts: list[Tensor] = []
     for _ in range(LAYERS):
-        parts += [*norm(), *matrix((H + 2 * G) * D, C), *matrix(C, H * D), *norm()]
+        heads_norms = [1 + random(D, scale=0.1) if normed else random(0) for _ in range(2)]
+        parts += [*norm(), *matrix((H + 2 * G) * D, C), *heads_norms, *matrix(C, H * D), *norm()]
         parts += [*matrix(2 * inner if activation == "silu_gate" else inner, C), *matrix(C, inner)]
     parts += [*norm(), matrix(V, C)[0]]
     return {
@@ -99,6 +101,8 @@ def test_same_bits_as_one_by_one(isa: str, lengths: list[int], T: int, dtype: to
         {"activation": "silu_gate", "rms": True, "heads": (6, 2, 16), "turned": 16},
         {"heads": (4, 2, 17), "turned": 6},
         {"heads": (4, 1, 33), "inner": 65},
+        {"activation": "silu_gate", "rms": True, "heads": (6, 2, 16), "turned": 16, "normed": True},
+        {"heads": (4, 2, 17), "normed": True},
         {"heads": (1, 1, 128)},
         {"held": torch.int8},
         {"held": torch.float16, "heads": (4, 2, 17)},
@@ -142,7 +146,7 @@ def test_the_rows_that_are_wanted(rows: list[int], headless: bool) -> None:
 
 def test_float32_norms_under_a_narrower_x() -> None:
     given = arguments([140, 20], dtype=torch.bfloat16)
-    for part in (0, 1, 6, 7):
+    for part in map(PARTS.index, ("norm_1", "norm_1_bias", "norm_2", "norm_2_bias")):
         given["parts"][part] = given["parts"][part].float()
     assert_same(given)
 
@@ -195,6 +199,7 @@ def test_opcheck() -> None:
         ({"sizes": [3, 72, 90, 1, 0, 10, 0]}, "H % G == 0"),
         ({"sizes": [4, 72, 90, 7, 0, 10, 0]}, "unknown activation"),
         ({"sizes": [4, 72, 90, 1, 0, 10, 3]}, "blocks of 5120 contiguous bytes"),
+        ({"parts": [*arguments([5])["parts"][:4], torch.ones(10), *arguments([5])["parts"][5:]]}, "or of neither"),
         ({"constants": [1e-5, 1.0]}, "do not belong to 2 layers"),
         ({"angles": [torch.zeros(1, 1, 6)] * 2}, "expected no angles, or cos and sin"),
     ],
