@@ -8,14 +8,8 @@ from torch import Tensor
 
 from llmcli.ops.activation import gelu, silu_gate
 from llmcli.ops.cached_attention import CACHE_DTYPES, cached_attention
-<<<<<<< HEAD
 from llmcli.ops.linear_quantized import linear_packed
-from llmcli.ops.norm import add_layer_norm, add_rms_norm
-=======
-from llmcli.ops.linear import linear
-from llmcli.ops.linear_quantized import linear_quantized, packed_bytes
 from llmcli.ops.norm import add_layer_norm, add_rms_norm, rms_norm
->>>>>>> 6ca4d26 (GGUF files open through kernels that unpack, check and pack; Mixtral as GGUF; Qwen3 in the decoder operator)
 from llmcli.ops.registry import define
 from llmcli.ops.rotary import rotary
 
