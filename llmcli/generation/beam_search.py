@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from llmcli.errors import InputError
+from llmcli.generation.constraint import Guide
 from llmcli.generation.loop import (
     Event,
     Generates,
@@ -20,7 +21,7 @@ from llmcli.generation.loop import (
     start_rows,
     token_logprob,
 )
-from llmcli.generation.sampling import Sampling, largest, require_finite
+from llmcli.generation.sampling import Sampling, largest, permit, require_finite
 from llmcli.generation.text_stream import TextStream
 from llmcli.ops import softmax
 
@@ -32,6 +33,7 @@ class _Hypothesis:
     stream: TextStream
     logprobs: tuple[TokenLogprob | None, ...] = ()
     reason: str | None = None
+    guide: Guide | None = None
 
     def score(self, length_penalty: float) -> float:
         return self.total / float(len(self.tokens) ** length_penalty)
@@ -63,10 +65,8 @@ def check_beams(request: Request, beams: int) -> None:
     """Raise InputError for settings that contradict a beam search."""
     if request.sampling != Sampling():
         raise InputError("beam search takes the likeliest text: leave temperature, top-k/p, min-p and penalties off")
-    if request.constraint is not None:
-        raise InputError(
-            "beam search takes the likeliest text of all: leave the regex or JSON schema off, or the beams"
-        )
+    if request.constraint is not None and request.num_samples > 1:
+        raise InputError("num_samples: a beam search for a text that must match gives one; leave it at 1")
     if request.num_samples > beams:
         raise InputError(f"{request.num_samples} samples need at least as many beams, got {beams}")
 
@@ -83,13 +83,18 @@ def _search(
 ) -> list[_Hypothesis]:
     longest = min(request.max_tokens, context - len(request.ids))
     logits, state = start_rows(model, vocabulary, [request.ids], len(request.ids) + longest, device)
-    alive = [_Hypothesis((), 0.0, TextStream(request.stop, anew=request.anew))]
+    guide = None if request.constraint is None else request.constraint.begin()
+    alive = [_Hypothesis((), 0.0, TextStream(request.stop, anew=request.anew), guide=guide)]
     finished: list[_Hypothesis] = []
+    unmatched: list[_Hypothesis] = []  # ended before they matched what they must
     while True:
         require_finite(logits.amax(-1))
         logprobs = softmax(logits.float(), log=True)
         totals = torch.tensor([h.total for h in alive], dtype=torch.float64, device=device)
-        flat = (totals[:, None] + logprobs.double()).flatten()
+        ranked = totals[:, None] + logprobs.double()
+        if allowed := [h.guide.allowed for h in alive if h.guide is not None]:
+            ranked = permit(ranked, torch.stack(allowed).to(device))
+        flat = ranked.flatten()
         parents: list[int] = []
         grown: list[_Hypothesis] = []
         # Each hypothesis has one end-of-text token, so 2 * beams candidates leave enough that go on.
@@ -99,7 +104,9 @@ def _search(
             if total == -math.inf:
                 break
             hypothesis = _extend(alive[parent], token, total, logprobs[parent], request, vocabulary, longest)
-            if hypothesis.reason is not None:
+            if hypothesis.reason is not None and hypothesis.guide is not None and not hypothesis.guide.matches:
+                unmatched.append(hypothesis)
+            elif hypothesis.reason is not None:
                 if rank < beams:
                     finished.append(hypothesis)
             elif len(grown) < beams:
@@ -109,7 +116,7 @@ def _search(
         wanted = finished[: request.num_samples]
         worst = wanted[-1].score(length_penalty) if len(wanted) == request.num_samples else -math.inf
         if not grown or _bound(grown, length_penalty, longest) <= worst:
-            return finished
+            return finished or sorted(unmatched, key=lambda h: -h.score(length_penalty))
         if interrupted():
             finished += [replace(hypothesis, reason="interrupt") for hypothesis in grown]
             return sorted(finished, key=lambda h: -h.score(length_penalty))
@@ -134,17 +141,22 @@ def _extend(
     longest: int,
 ) -> _Hypothesis:
     stream = parent.stream.fork()
+    guide = None if parent.guide is None else parent.guide.fork()
     reason = None
     if token == vocabulary.eos_id:
         reason = "stop"
     else:
         stream.push(vocabulary.token_bytes(token))
+        if guide is not None:
+            guide.take(token)
         if stream.stopped:
             reason = "stop"
+        elif guide is not None and guide.ended:
+            reason = "stop" if guide.matches else "dead_end"
         elif len(parent.tokens) + 1 == longest:
             reason = "length"
     history = (*parent.logprobs, token_logprob(logprobs, token, request.logprobs))
-    return _Hypothesis((*parent.tokens, token), total, stream, history, reason)
+    return _Hypothesis((*parent.tokens, token), total, stream, history, reason, guide)
 
 
 def _replay(hypothesis: _Hypothesis, sample: int, request: Request, vocabulary: Vocabulary) -> Iterator[Event]:
@@ -153,4 +165,6 @@ def _replay(hypothesis: _Hypothesis, sample: int, request: Request, vocabulary: 
     for n, token in enumerate(hypothesis.tokens):
         text = "" if token == vocabulary.eos_id else stream.push(vocabulary.token_bytes(token))
         text += stream.finish() if n == last else ""
-        yield Event(0, sample, token, text, hypothesis.logprobs[n], hypothesis.reason if n == last else None)
+        reason = hypothesis.reason if n == last else None
+        matches = None if reason is None or hypothesis.guide is None else hypothesis.guide.matches
+        yield Event(0, sample, token, text, hypothesis.logprobs[n], reason, matches)

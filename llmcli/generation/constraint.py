@@ -6,6 +6,7 @@ tokens that spell it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,12 @@ class Guide:
         """Go on with a token that is allowed and not the end of the text."""
         self._matcher.consume_token(token)
         self._look()
+
+    def fork(self) -> Guide:
+        """An independent guide that goes on from here, for a hypothesis that branches."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
 
     def _look(self) -> None:
         # A matcher whose limits are reached is in error, and allows nothing.

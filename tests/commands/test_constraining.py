@@ -86,6 +86,19 @@ def test_records_have_constraints_of_their_own(invoke: Shell, tiny_gpt2: Path, s
     assert "expected texts that match, got 3 that were cut short" in cut.err
 
 
+def test_beams_find_a_text_that_matches(invoke: Shell, tiny_gpt2: Path, schema: Path) -> None:
+    line = f"generate -m {tiny_gpt2} x -n 40 --json-schema sea.json --json --receipt run.json"
+    greedy, beams = (
+        json.loads(invoke(f"{line} {flags} --logprobs 0").out)["choices"][0] for flags in ("", "--beams 4")
+    )
+    jsonschema.validate(json.loads(beams["text"]), SCHEMA)
+    assert (beams["matches"], beams["finish_reason"]) == (True, "stop")
+    likelihood = [sum(row["logprobs"]["token_logprobs"]) / len(row["logprobs"]["tokens"]) for row in (greedy, beams)]
+    assert likelihood[1] >= likelihood[0]
+    assert invoke("replay run.json").code == 0
+    assert invoke(f"{line.replace('-n 40', '-n 3')} --beams 4").code == 3
+
+
 @kernels_only
 @pytest.mark.parametrize("how", ["", "--temperature 1 --top-k 40"])
 def test_guesses_change_no_byte(invoke: Shell, tiny_gpt2: Path, how: str) -> None:
@@ -117,7 +130,7 @@ def test_a_receipt_holds_the_constraint(invoke: Shell, tiny_gpt2: Path, schema: 
     [
         ("--regex a(b", 2, "regex: unclosed group, at character 1 of 'a(b'"),
         ("--regex a --json-schema {}", 2, "expected --regex or --json-schema, got both"),
-        ("--regex a --beams 2", 2, "leave the regex or JSON schema off, or the beams"),
+        ("--regex a --beams 2 --num-samples 2", 2, "num_samples: a beam search for a text that must match gives one"),
         ("--regex a --stop e", 2, "stop: expected none"),
         ("--json-schema nowhere.json", 5, "nowhere.json"),
         ("--json-schema '{\"a'", 2, "--json-schema: expected JSON, got something else in the text"),

@@ -10,11 +10,13 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from llmcli.errors import InputError, ResourceError
-from llmcli.generation.constraint import Constraint, Constraints
+from llmcli.generation.beam_search import beam_search
+from llmcli.generation.constraint import Constraint, Constraints, Guide
 from llmcli.generation.loop import Event, Request, generate
 from llmcli.generation.sampling import Sampling
 from llmcli.tokenizer import Tokenizer
@@ -187,6 +189,34 @@ def test_a_batch_is_its_rows_alone(tokenizers: dict[str, Tokenizer], constraints
             assert rows == [
                 (e.token, e.text, e.logprob, e.matches) for e in together if (e.request, e.sample) == (n, sample)
             ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_wide_beams_find_the_likeliest_text_that_matches(
+    tokenizers: dict[str, Tokenizer], constraints: dict[str, Constraints], seed: int
+) -> None:
+    tokenizer, model = tokenizers["blocks"], Toy(tokenizers["blocks"].vocab_size, seed)
+    constraint = constraints["blocks"].of({"regex": "[a-c]{1,3}|ab{4}é"})
+    assert constraint is not None
+    found: list[tuple[float, str]] = []
+
+    def grow(guide: Guide, chosen: list[int], total: float) -> None:
+        logprobs = torch.log_softmax(model.start(torch.tensor([[3, 5, *chosen]]))[0][0].double(), -1).tolist()
+        if guide.matches and not guide.ended:
+            found.append((total + logprobs[1], tokenizer.decode(chosen)))
+        elif guide.matches:
+            found.append((total, tokenizer.decode(chosen)))
+        for token in guide.allowed.nonzero()[:, 0].tolist() if not guide.ended else ():
+            if token != tokenizer.eos_id:
+                after = guide.fork()
+                after.take(token)
+                grow(after, [*chosen, token], total + logprobs[token])
+
+    grow(constraint.begin(), [], 0.0)
+    request = Request([3, 5], constraint=constraint)
+    events = list(beam_search(model, request, tokenizer, beams=300, length_penalty=0.0, context=90))
+    assert events[-1].matches
+    assert "".join(event.text for event in events) == max(found)[1]
 
 
 @pytest.mark.parametrize(
