@@ -59,6 +59,11 @@ class Guide:
         other._matcher = self._matcher.deep_copy()
         return other
 
+    def problem(self) -> str:
+        """Which of the library's limits was reached, if any was."""
+        reason = _reason(self._matcher.get_error()) if self._matcher.is_error() else ""
+        return f"too complex ({reason})" if reason and not reason.startswith("NoExtension") else ""
+
     def _look(self) -> None:
         # A matcher whose limits are reached is in error, and allows nothing.
         self.matches = not self._matcher.is_error() and self._matcher.is_accepting()
@@ -82,8 +87,12 @@ class Constraint:
     _eos_id: int | None = field(repr=False, compare=False)
 
     def begin(self) -> Guide:
-        """A guide at the beginning of a text."""
-        return Guide(self._matcher.deep_copy(), self._size, self._eos_id)
+        """A guide at the beginning of a text. Raises InputError where no text can begin."""
+        guide = Guide(self._matcher.deep_copy(), self._size, self._eos_id)
+        if guide.ended:
+            problem = guide.problem() or "no token of this vocabulary begins a text that matches"
+            raise InputError(f"{self.kind}: {problem}")
+        return guide
 
     def setting(self) -> dict[str, Any]:
         """The setting that it was made from."""
@@ -154,8 +163,8 @@ class Constraints:
             if matcher.is_error():
                 raise InputError(f"{kind}: {_reason(matcher.get_error())}")
         made = Constraint(kind, text, matcher, self._tokenizer.vocab_size, self._tokenizer.eos_id)
-        if made.begin().ended:
-            raise InputError(f"{kind}: no token of this vocabulary begins a text that matches")
+        for _ in range(2):  # copies share what was learnt of the pattern, and a limit may be reached by the second
+            made.begin()
         return made
 
     def _matcher(self, grammar: str) -> Any:
@@ -266,6 +275,7 @@ def _regex_problem(pattern: str, message: str) -> str:
 def _reason(message: str) -> str:
     """What is wrong, of a message that shows the whole grammar or pattern with it."""
     said = message.partition("(in regex): ")[2] or message
+    said = said.partition("\n<state>")[0]
     told = [line.removeprefix("error: ") for line in said.split("\n") if line.startswith("error: ")]
     return " ".join((told[0] if told else said.partition(" in regex /")[0]).split())[:300]
 

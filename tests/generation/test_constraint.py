@@ -226,6 +226,7 @@ def test_wide_beams_find_the_likeliest_text_that_matches(
         ({"regex": r"(a)\1"}, "backreferences are not supported, at character 3"),
         ({"regex": r"\bsea"}, "lookarounds not supported"),
         ({"regex": "a\n(?=b)"}, "look-around"),
+        ({"regex": "(a?){5000}a{5000}"}, r"too complex \(lexer error: too many expressions constructed\)$"),
         ({"regex": 5}, "expected a regular expression, got 5"),
         ({"regex": "a", "json_schema": {}}, "got both"),
         ({"json_schema": [1]}, r"expected a JSON object, got \[1\]"),
