@@ -145,8 +145,9 @@ def test_every_cuda_kernel_has_a_launcher_a_binding_and_a_test() -> None:
     launchers = (ROOT / "csrc/cuda/kernels.h").read_text()
     for kernel in (ROOT / "csrc/cuda").glob("*.cu"):
         assert f"cudaError_t {kernel.stem}(" in launchers, f"{kernel.stem}: not in csrc/cuda/kernels.h"
-        assert (ROOT / f"csrc/ops/{kernel.stem}_cuda.cpp").exists(), f"{kernel.stem}: no binding"
-        assert (ROOT / f"tests/cuda/test_{kernel.stem}.py").exists(), f"{kernel.stem}: no test"
+        operator = kernel.stem.partition("_f32")[0].partition("_split")[0]
+        assert (ROOT / f"csrc/ops/{operator}_cuda.cpp").exists(), f"{operator}: no binding"
+        assert (ROOT / f"tests/cuda/test_{operator}.py").exists(), f"{operator}: no test"
 
 
 def test_every_command_and_model_is_in_its_table() -> None:

@@ -12,4 +12,8 @@ namespace llmcli::cuda {
 cudaError_t softmax(const cpu::SoftmaxArgs& args, int64_t rows, cudaStream_t stream);
 cudaError_t softmax_backward(const cpu::SoftmaxBackwardArgs& args, int64_t rows, cudaStream_t stream);
 
+// Attention of D up to 256, without a cache; float32 has a kernel of its own.
+cudaError_t attention(const cpu::AttentionArgs& args, cudaStream_t stream);
+cudaError_t attention_f32(const cpu::AttentionArgs& args, cudaStream_t stream);
+
 }  // namespace llmcli::cuda

@@ -14,16 +14,27 @@ Run = Callable[..., tuple[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="session")
-def run(request: pytest.FixtureRequest) -> Run:
-    """`run(name, reversed)` starts a kernel of rule_breakers.cu: its error and what it wrote."""
+def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    """rule_breakers.cu; every function returns an error's text."""
     sources = [building.EMULATION / name for name in ("rule_breakers.cu", "torch_cuda.cpp")]
-    library = ctypes.CDLL(str(building.library(sources, request.config.cache.mkdir("cuda-emulation"))))  # type: ignore[union-attr]
-    library.run.restype = ctypes.c_char_p
+    found = ctypes.CDLL(str(building.library(sources, request.config.cache.mkdir("cuda-emulation"))))  # type: ignore[union-attr]
+    for name in ("run", "run_loads", "run_multiplies", "run_copies"):
+        getattr(found, name).restype = ctypes.c_char_p
+    return found
+
+
+def at(x: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(x.data_ptr())
+
+
+@pytest.fixture(scope="session")
+def run(library: ctypes.CDLL) -> Run:
+    """`run(name, reversed)` starts a kernel of rule_breakers.cu: its error and what it wrote."""
 
     def start(name: str, reverse: int = 0) -> tuple[str, torch.Tensor]:
         library.emulation_reverse(reverse)
         y = torch.zeros(64)
-        error = library.run(name.encode(), ctypes.cast(y.data_ptr(), ctypes.POINTER(ctypes.c_float)))
+        error = library.run(name.encode(), at(y))
         return error.decode(), y
 
     return start
@@ -57,3 +68,43 @@ def test_a_missing_barrier_shows_in_the_order_of_threads(run: Run) -> None:
 def test_what_breaks_a_rule_is_an_error(run: Run, name: str, message: str) -> None:
     assert run(name)[0].startswith(message)
     assert run("keeps the rules")[0] == "no error", "the machine runs on"
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_matrices_are_loaded_as_the_figure_of_ldmatrix_shows(library: ctypes.CDLL, transposed: int) -> None:
+    """PTX ISA, "ldmatrix": thread 4 r + c of a warp holds elements 2 c and 2 c + 1 of row r of each 8 x 8 matrix."""
+    x = torch.arange(256, dtype=torch.int16)
+    y = torch.zeros(32, 4, 2, dtype=torch.int16)
+    assert library.run_loads(at(x), at(y), transposed) == b"no error"
+    matrices = x.view(4, 8, 8).mT if transposed else x.view(4, 8, 8)
+    expected = matrices.reshape(4, 32, 2).transpose(0, 1)
+    assert torch.equal(y, expected)
+    assert y[9, 0].tolist() == ([18, 26] if transposed else [18, 19])  # by hand: row 2, elements 2 and 3
+
+
+def test_fragments_of_a_product_lie_as_its_figures_show(library: ctypes.CDLL) -> None:
+    """PTX ISA, "Matrix Fragments for mma.m16n8k16": quarters of 8 x 8, each as ldmatrix gives it; b by columns."""
+    g = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randint(-8, 9, shape, generator=g).float() for shape in ((16, 16), (16, 8), (16, 8)))
+
+    def quarters(x: torch.Tensor) -> torch.Tensor:
+        """Blocks of 8 x 8, down the first column of blocks and then the next, as (32 lanes, blocks * 2)."""
+        blocks = x.unflatten(0, (-1, 8)).unflatten(2, (-1, 8)).permute(2, 0, 1, 3)  # across, down, 8, 8
+        return blocks.reshape(-1, 32, 2).transpose(0, 1).flatten(1)
+
+    registers = [quarters(x).bfloat16().contiguous() for x in (a, b.T)]
+    sums = quarters(c).contiguous()
+    assert library.run_multiplies(at(registers[0]), at(registers[1]), at(sums)) == b"no error"
+    assert torch.equal(sums, quarters(a @ b + c))
+
+
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_copies_arrive_when_they_are_waited_for(library: ctypes.CDLL, reverse: int) -> None:
+    library.emulation_reverse(reverse)
+    x, y = torch.arange(128.0), torch.zeros(128)
+    expected = x.clone()
+    expected[124:] = 0
+    assert library.run_copies(at(x), at(y), 1) == b"no error"
+    assert torch.equal(y, expected)
+    assert library.run_copies(at(x), at(y), 0) == b"no error"
+    assert torch.equal(y, expected) == bool(reverse), "without a wait the order must show"

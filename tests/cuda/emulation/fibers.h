@@ -58,6 +58,7 @@ struct Machine {
   Fiber fibers[kMostThreads];
   Warp warps[kMostThreads / kWarp];
   int threads = 0, current = 0, at_barrier = 0;
+  bool vote = false, voted = false;  // of those at the barrier; of the barrier before
   jmp_buf scheduler;
   std::function<void()> body;
   unsigned char* stacks = nullptr;
@@ -107,16 +108,20 @@ inline void fiber_main() {
   }
 }
 
-inline void sync_block() {
+// Whether any thread voted for it.
+inline bool sync_block(bool vote = false) {
   Machine& m = machine();
+  m.vote = m.vote || vote;
   m.fibers[m.current].waits_for = "a barrier of the block";
   m.fibers[m.current].state = Fiber::State::block;
   if (++m.at_barrier == m.threads) {
     m.at_barrier = 0;
+    m.voted = m.vote, m.vote = false;
     for (int t = 0; t < m.threads; ++t) m.fibers[t].state = Fiber::State::ready;
-    return;
+    return m.voted;
   }
   yield();
+  return m.voted;
 }
 
 // What all lanes of a warp do together: the last to arrive calls compute(operands) with all lanes' operands.
@@ -175,7 +180,7 @@ inline bool run_warp(int first) {
 inline void run_block() {
   Machine& m = machine();
   std::memset(m.shared, 0xff, m.shared_bytes);  // not a number in every type
-  m.at_barrier = 0;
+  m.at_barrier = 0, m.vote = false;
   for (Warp& warp : m.warps) warp.arrived = 0;
   for (int t = 0; t < m.threads; ++t) m.fibers[t].state = Fiber::State::ready;
   for (bool any = true; any;) {

@@ -1,4 +1,5 @@
-// Kernels that break one rule each, and one that keeps them: what the emulation must tell apart.
+// Kernels that break one rule each, and one that keeps them: what the emulation must tell apart; and single
+// instructions of tensor cores.
 #include "cuda/launch.h"
 #include "cuda/warp.h"
 
@@ -31,6 +32,37 @@ __global__ void a_warp_at_two_instructions(float* y) {
   }
 }
 
+// x (16, 32): lane l gets the four registers, as eight numbers each of 16 bits, of its row l of y (32, 8).
+__global__ void loads_matrices(const uint16_t* x, uint16_t* y, bool transposed) {
+  uint16_t* const shared = shared_memory<uint16_t>();
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < 256; i += 32) shared[i] = x[i];
+  sync_block();
+  uint32_t registers[4];
+  if (transposed) {
+    load_matrices_transposed(shared + lane * 8, registers);
+  } else {
+    load_matrices(shared + lane * 8, registers);
+  }
+  for (int i = 0; i < 8; ++i) y[lane * 8 + i] = static_cast<uint16_t>(registers[i / 2] >> (i % 2 * 16));
+}
+// Fragments as each lane holds them: a (32, 4), b (32, 2), c (32, 4).
+__global__ void multiplies(const uint32_t* a, const uint32_t* b, float* c) {
+  const int lane = static_cast<int>(threadIdx.x);
+  multiply<bf16>(*reinterpret_cast<const uint32_t (*)[4]>(a + lane * 4), b[lane * 2], b[lane * 2 + 1],
+                 *reinterpret_cast<float (*)[4]>(c + lane * 4));
+}
+// Asks for 16 bytes and reads them, with a wait for them or without.
+__global__ void copies(const float* x, float* y, bool wait) {
+  float* const shared = shared_memory<float>();
+  const int lane = static_cast<int>(threadIdx.x);
+  copy_async(shared + lane * 4, x + lane * 4, lane < 31);
+  copy_commit();
+  if (wait) copy_wait<0>();
+  for (int i = 0; i < 4; ++i) y[lane * 4 + i] = shared[lane * 4 + i];
+  copy_wait<0>();
+}
+
 cudaError_t start(const std::string& name, float* y) {
   constexpr size_t kBytes = kThreads * sizeof(float);
   if (name == "keeps the rules") return launch(mirror, dim3(2), kThreads, kBytes, nullptr, y, true);
@@ -52,4 +84,18 @@ cudaError_t start(const std::string& name, float* y) {
 // Runs a kernel on y (64); returns the error's text.
 extern "C" __attribute__((visibility("default"))) const char* run(const char* name, float* y) {
   return cudaGetErrorString(llmcli::cuda::start(name, y));
+}
+extern "C" __attribute__((visibility("default"))) const char* run_loads(const uint16_t* x, uint16_t* y,
+                                                                        int transposed) {
+  using namespace llmcli::cuda;
+  return cudaGetErrorString(launch(loads_matrices, dim3(1), 32, 512, nullptr, x, y, transposed != 0));
+}
+extern "C" __attribute__((visibility("default"))) const char* run_multiplies(const uint32_t* a,
+                                                                             const uint32_t* b, float* c) {
+  using namespace llmcli::cuda;
+  return cudaGetErrorString(launch(multiplies, dim3(1), 32, 0, nullptr, a, b, c));
+}
+extern "C" __attribute__((visibility("default"))) const char* run_copies(const float* x, float* y, int wait) {
+  using namespace llmcli::cuda;
+  return cudaGetErrorString(launch(copies, dim3(1), 32, 512, nullptr, x, y, wait != 0));
 }
