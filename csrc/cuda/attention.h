@@ -112,7 +112,7 @@ struct Running {
 // Partial results of a head's block: (rows, D) weighted sums, then (rows, 2) maxima and sums.
 __device__ inline float* partial_of(const AttentionArgs& a, int64_t head, int64_t block) {
   const int64_t rows = a.T * (a.H / a.G);
-  return a.partial + (head * cpu::attention_blocks(a) + block) * rows * (a.D + 2);
+  return a.partial + (head * ((a.S + kKeys - 1) / kKeys) + block) * rows * (a.D + 2);
 }
 
 }  // namespace llmcli::cuda

@@ -16,4 +16,11 @@ cudaError_t softmax_backward(const cpu::SoftmaxBackwardArgs& args, int64_t rows,
 cudaError_t attention(const cpu::AttentionArgs& args, cudaStream_t stream);
 cudaError_t attention_f32(const cpu::AttentionArgs& args, cudaStream_t stream);
 
+// The same bits, sooner where rows are few: many blocks of threads share a row's keys, and leave in
+// args.partial, attention_partials(args) floats, what a second kernel merges. Only where
+// attention_splits(args).
+bool attention_splits(const cpu::AttentionArgs& args);
+int64_t attention_partials(const cpu::AttentionArgs& args);
+cudaError_t attention_split(const cpu::AttentionArgs& args, cudaStream_t stream);
+
 }  // namespace llmcli::cuda

@@ -9,8 +9,15 @@ namespace {
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      std::optional<Tensor> bias, std::optional<Tensor> k_lengths,
                                      double scale, double cap, bool causal) {
-  return attention_with(q, k, v, bias, k_lengths, scale, cap, causal, [&](const cpu::AttentionArgs& a) {
-    on_device_of(q, "attention", [&](cudaStream_t stream) { return cuda::attention(a, stream); });
+  return attention_with(q, k, v, bias, k_lengths, scale, cap, causal, [&](cpu::AttentionArgs& a) {
+    std::optional<Tensor> partial;
+    if (cuda::attention_splits(a)) {
+      partial = torch::stable::new_empty(q, {cuda::attention_partials(a)}, ScalarType::Float);
+      a.partial = static_cast<float*>(partial->mutable_data_ptr());
+    }
+    on_device_of(q, "attention", [&](cudaStream_t stream) {
+      return partial ? cuda::attention_split(a, stream) : cuda::attention(a, stream);
+    });
   });
 }
 
