@@ -6,17 +6,16 @@
 // block after block. It depends on K alone: one row or a thousand, any thread count, the same bits. Cost: 2 M
 // N K operations; W is read once per 48 rows, so one row runs at memory speed and many at the speed of the
 // multipliers. Tile: 6 rows × 4 vectors with 32 registers, 6 × 2 with 16 (4 × 2 without FMA), all in
-// registers. More than 6 rows are dealt evenly to tiles and walk through K in pieces of 16 KiB of weights (8
-// where x takes more of L1), which stay in L1 while each tile continues its chains over them and the second
-// tile fetches the next piece; a single tile fetches as far ahead. One item is one panel for one block of 48
-// rows.
+// registers. More than 6 rows are dealt evenly to tiles and walk through K in pieces of 16 KiB of weights (32
+// where several blocks of rows find them in L2), which stay in L1 while each tile continues its chains over
+// them and the second tile fetches the next piece; a single tile fetches as far ahead. One item is one panel
+// for one block of 48 rows.
 #pragma once
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
 constexpr int64_t kLinearPanel = 64, kLinearRows = 48, kLinearBlock = 512, kLinearTile = 6;
 constexpr int64_t kLinearPiece = 16384;  // bytes
-constexpr int64_t kLinearFewRows = 3 * kLinearTile;
 
 // acc += x[0] * w[0] (+ x[1] * w[1] for bfloat16, whose step takes a pair) for kVectors vectors of columns.
 template <typename T>
@@ -94,11 +93,7 @@ LLMCLI_INLINE void linear_tile(const LinearArgs& a, const T* x, const T* w, int6
 template <typename T, int kRows, bool kFetch>
 LLMCLI_INLINE void linear_columns(const LinearArgs& a, const T* x, const T* w, int64_t begin, int64_t end,
                                   bool begun, int64_t ahead, float* chains) {
-#if defined(__AVX512F__)
-  constexpr int kVectors = 4;
-#else
-  constexpr int kVectors = 2;
-#endif
+  constexpr int kVectors = N == 16 ? 4 : 2;  // 32 registers or 16
   for (int64_t c = 0; c < kLinearPanel; c += kVectors * N)
     linear_tile<T, kRows, kVectors, kFetch>(a, x, w + c * LinearStep<T>::kDepth, begin, end, begun, ahead,
                                             chains + c);
@@ -146,7 +141,7 @@ void linear_item(const LinearArgs& a, int64_t panel, int64_t row_begin, int64_t 
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
   const T* x = static_cast<const T*>(a.x) + row_begin * a.x_stride;
   alignas(64) float sums[kLinearRows * kLinearPanel], chains[kLinearRows * kLinearPanel];
-  const int64_t bytes = rows > kLinearFewRows ? kLinearPiece / 2 : kLinearPiece;
+  const int64_t bytes = a.rows > kLinearRows ? 2 * kLinearPiece : kLinearPiece;
   const int64_t piece =
       rows > kLinearTile ? bytes / (kLinearPanel * static_cast<int64_t>(sizeof(T))) : kLinearBlock;
   const int64_t tiles = (rows + kLinearTile - 1) / kLinearTile,

@@ -18,7 +18,8 @@
 namespace llmcli::cpu::LLMCLI_ISA {
 
 constexpr int kQuantizedRows = N == 16 ? 6 : 4, kQuantizedVectors = N == 16 ? 4 : 2;
-constexpr int kQuantizedAhead = 4096;  // bytes between what a tile reads and what it starts loading
+// Bytes between what a tile reads and what it starts loading.
+constexpr int quantized_ahead(int bits) { return bits == 8 ? 4096 : 8192; }
 
 template <typename T>
 void quantize_row(const QuantizedLinearArgs& a, int64_t row) {
@@ -67,13 +68,16 @@ LLMCLI_INLINE void quantized_tile(const int8_t* q, int64_t q_stride, const float
   I sum[kRows][kVectors];
   LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
       set_int(starts[r * groups]);
+  if constexpr (kFetch)
+    for (int64_t c = 0; c < kVectors * N; c += 32)
+      __builtin_prefetch(column_scales + c + quantized_ahead(kBits) / 2, 0, 3);
   int64_t s = 0;
   do {  // loads >= 1
     I u[kVectors];
     LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
       u[v] = load_int(w + 4 * v * N);
       if constexpr (kBits == 4) u[v] = low_nibbles(u[v]);
-      if constexpr (kFetch) __builtin_prefetch(w + 4 * v * N + kQuantizedAhead, 0, 3);
+      if constexpr (kFetch) __builtin_prefetch(w + 4 * v * N + quantized_ahead(kBits), 0, 3);
     }
     LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
       const I x = broadcast_bytes(q + r * q_stride + quantized_unit(kBits) * s);

@@ -15,11 +15,7 @@ constexpr int64_t kMatmulTile = 6;  // rows; divides kMatmulRows
 template <int kRows>
 LLMCLI_INLINE void matmul_tile(const float* a, int64_t a_m, int64_t a_k, const float* panel, int64_t depth,
                                float* c, int64_t c_m, int64_t columns, bool add_to) {
-#if defined(__AVX512F__)
-  constexpr int kVectors = 4;
-#else
-  constexpr int kVectors = 2;
-#endif
+  constexpr int kVectors = N == 16 ? 4 : 2;  // 32 registers or 16
   for (int64_t n = 0; n < columns; n += kVectors * N) {
     F acc[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "linear.h"
-#include "rows.h"
+#include "weights.h"
 
 namespace llmcli {
 namespace {
@@ -17,8 +17,8 @@ Tensor linear_pack(const Tensor& weight) {
   a.w_n = weight.stride(0);
   a.w_k = weight.stride(1);
   const int64_t panels = LinearLayer::panels(a.outputs);
-  const int64_t size[] = {panels * LinearLayer::padded(a.inputs, a.dtype) * LinearLayer::kPanel};
-  const Tensor packed = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), weight.scalar_type());
+  const int64_t size = panels * LinearLayer::padded(a.inputs, a.dtype) * LinearLayer::kPanel;
+  const Tensor packed = empty_weights(size, weight.scalar_type());
   a.w = weight.const_data_ptr();
   a.packed = packed.mutable_data_ptr();
   const auto kernel = cpu::active().linear_pack;

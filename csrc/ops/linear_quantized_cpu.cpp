@@ -2,7 +2,7 @@
 #include <optional>
 #include <vector>
 
-#include "rows.h"
+#include "weights.h"
 
 namespace llmcli {
 namespace {
@@ -27,8 +27,7 @@ Tensor linear_quantized_pack(const Tensor& weight, const Tensor& scale, int64_t 
                       scale.size(0) == a.outputs && scale.size(1) == cpu::quantized_groups(inputs, a.bits),
                   "linear_quantized_pack: expected scale bfloat16 (N, groups)");
   const Tensor w = torch::stable::contiguous(weight), scales = torch::stable::contiguous(scale);
-  const int64_t size[] = {packed_bytes(a.outputs, inputs, a.bits)};
-  Tensor packed = empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(size, 1), ScalarType::Byte);
+  Tensor packed = empty_weights(packed_bytes(a.outputs, inputs, a.bits), ScalarType::Byte);
   a.w = w.const_data_ptr();
   a.scale = static_cast<const cpu::bf16*>(scales.const_data_ptr());
   a.packed = static_cast<uint8_t*>(packed.mutable_data_ptr());
