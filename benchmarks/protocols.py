@@ -1,6 +1,7 @@
 """Perplexity under each protocol beside the tool that it is named after, on the same checkpoint and text.
 
     python benchmarks/protocols.py MODEL_DIRECTORY TEXT_FILE [--output FILE.json]
+    python benchmarks/protocols.py llmcli/default_model docs/training.md
 
 Runs the recipe of the transformers documentation, and lm-eval's own rolling log-likelihood where that package is
 installed; a tool that is not there is named as such. Exits with 3 when a figure is off by more than 1e-3.
@@ -9,6 +10,7 @@ installed; a tool that is not there is named as such. Exits with 3 when a figure
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -69,7 +71,7 @@ def main() -> int:
     parser.add_argument("text", type=Path)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    loaded, text = loading.load(arguments.model, dtype="float32"), arguments.text.read_text().strip()
+    loaded, text = loading.load(arguments.model, dtype="float32"), arguments.text.read_text("utf-8").strip()
     limit = loaded.model.config.n_positions
     ids = torch.tensor([loaded.tokenizer.encode(text)])
     rows = []
@@ -86,8 +88,9 @@ def main() -> int:
         row = {"protocol": name, "tool": f"{tool} {metadata.version(tool)}", "figure": figure, "llmcli": mine}
         results.append({**row, "theirs": theirs, "relative_difference": mine / theirs - 1})
         print(f"{name:16} {figure:8} {mine:.6f}  {tool} {theirs:.6f}  {mine / theirs - 1:+.2e}")
-    facts = {"model_sha256": loaded.sha256(), "n_tokens": ids.shape[1], "environment": environment()}
-    document = {"schema": "llmcli/bench-protocols/1", **facts}
+    named = {"model": arguments.model, "model_sha256": loaded.sha256(), "text": str(arguments.text)}
+    facts = {"text_sha256": hashlib.sha256(text.encode()).hexdigest(), "n_tokens": ids.shape[1]}
+    document = {"schema": "llmcli/bench-protocols/1", **named, **facts, "environment": environment()}
     if arguments.output:
         arguments.output.write_text(
             json.dumps({**document, "tolerance": TOLERANCE, "results": results}, indent=2) + "\n"
