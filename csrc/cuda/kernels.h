@@ -11,6 +11,7 @@ namespace llmcli::cuda {
 
 cudaError_t softmax(const cpu::SoftmaxArgs& args, int64_t rows, cudaStream_t stream);
 cudaError_t softmax_backward(const cpu::SoftmaxBackwardArgs& args, int64_t rows, cudaStream_t stream);
+cudaError_t rotary(const cpu::RotaryArgs& args, int64_t positions, cudaStream_t stream);  // positions: B * T
 
 // Attention of D up to 256, without a cache; float32 has a kernel of its own.
 cudaError_t attention(const cpu::AttentionArgs& args, cudaStream_t stream);
