@@ -115,6 +115,12 @@ def test_kernels_do_not_know_torch() -> None:
         assert not [name for name in included if name.startswith(("torch/", "ATen/", "c10/", "pybind11/"))], path
 
 
+def test_kernels_ask_their_target_by_our_own_names() -> None:
+    """A target that a macro's pragma opens does not define what GCC's -m flags do, so such a condition never holds."""
+    for path in (ROOT / "csrc" / "cpu").rglob("*.h"):
+        assert not re.findall(r"__(?:AVX|SSE|FMA|F16C|BMI|AMX)\w*__", path.read_text()), path
+
+
 def test_bindings_do_not_know_maths() -> None:
     found = sources("ops")
     assert found
