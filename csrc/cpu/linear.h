@@ -8,8 +8,8 @@
 // multipliers. Tile: 6 rows × 4 vectors with 32 registers, 6 × 2 with 16 (4 × 2 without FMA), all in
 // registers. More than 6 rows are dealt evenly to tiles and walk through K in pieces of 16 KiB of weights (32
 // where several blocks of rows find them in L2), which stay in L1 while each tile continues its chains over
-// them and the second tile fetches the next piece; a single tile fetches as far ahead. One item is one panel
-// for one block of 48 rows.
+// them; each of the first two tiles fetches half of the next piece, a single tile as far ahead. One item is
+// one panel for one block of 48 rows.
 #pragma once
 
 namespace llmcli::cpu::LLMCLI_ISA {
@@ -61,19 +61,11 @@ struct LinearStep<bf16> {
   }
 };
 
-// Starts loading the weights that a step `distance` bytes later takes.
-template <typename T>
-LLMCLI_INLINE void linear_fetch(const T* w, int64_t distance) {
-  constexpr int64_t kStep = kLinearPanel * LinearStep<T>::kDepth * static_cast<int64_t>(sizeof(T));
-  const char* const from = reinterpret_cast<const char*>(w) + distance;
-  LLMCLI_UNROLL for (int64_t i = 0; i < kStep; i += 64) __builtin_prefetch(from + i, 0, 3);
-}
-
 // Continues the chains of one tile of rows × vectors over [begin, end) of K; `chains` (stride kLinearPanel)
-// holds them where they have begun. With kFetch it starts loading what lies `ahead` bytes further on.
-template <typename T, int kRows, int kVectors, bool kFetch>
+// holds them where they have begun. Each step starts loading kFetch more lines from `next` on.
+template <typename T, int kRows, int kVectors, int kFetch>
 LLMCLI_INLINE void linear_tile(const LinearArgs& a, const T* x, const T* w, int64_t begin, int64_t end,
-                               bool begun, int64_t ahead, float* chains) {
+                               bool begun, const char* next, float* chains) {
   using Step = LinearStep<T>;
   F acc[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
@@ -82,7 +74,7 @@ LLMCLI_INLINE void linear_tile(const LinearArgs& a, const T* x, const T* w, int6
   for (int r = 0; r < kRows; ++r) rows[r] = x + r * a.x_stride;
   const int64_t whole = begin + (end - begin) / Step::kDepth * Step::kDepth;
   for (int64_t k = begin; k < whole; k += Step::kDepth) {
-    if constexpr (kFetch) linear_fetch(w + k * kLinearPanel, ahead);
+    LLMCLI_UNROLL for (int i = 0; i < kFetch; ++i, next += 64) __builtin_prefetch(next, 0, 3);
     Step::template run<kRows, kVectors>(acc, rows, k, false, w + k * kLinearPanel);
   }
   if (whole < end) Step::template run<kRows, kVectors>(acc, rows, whole, true, w + whole * kLinearPanel);
@@ -90,31 +82,31 @@ LLMCLI_INLINE void linear_tile(const LinearArgs& a, const T* x, const T* w, int6
     for (int v = 0; v < kVectors; ++v) store(chains + r * kLinearPanel + v * N, acc[r][v]);
 }
 
-template <typename T, int kRows, bool kFetch>
+template <typename T, int kRows, int kFetch>
 LLMCLI_INLINE void linear_columns(const LinearArgs& a, const T* x, const T* w, int64_t begin, int64_t end,
-                                  bool begun, int64_t ahead, float* chains) {
+                                  bool begun, const char* next, float* chains) {
   constexpr int kVectors = N == 16 ? 4 : 2;  // 32 registers or 16
   for (int64_t c = 0; c < kLinearPanel; c += kVectors * N)
-    linear_tile<T, kRows, kVectors, kFetch>(a, x, w + c * LinearStep<T>::kDepth, begin, end, begun, ahead,
+    linear_tile<T, kRows, kVectors, kFetch>(a, x, w + c * LinearStep<T>::kDepth, begin, end, begun, next,
                                             chains + c);
 }
 
-template <typename T, bool kFetch>
+template <typename T, int kFetch>
 LLMCLI_INLINE void linear_rows(const LinearArgs& a, int64_t rows, const T* x, const T* w, int64_t begin,
-                               int64_t end, bool begun, int64_t ahead, float* chains) {
+                               int64_t end, bool begun, const char* next, float* chains) {
   switch (rows) {
     case 6:
-      return linear_columns<T, 6, kFetch>(a, x, w, begin, end, begun, ahead, chains);
+      return linear_columns<T, 6, kFetch>(a, x, w, begin, end, begun, next, chains);
     case 5:
-      return linear_columns<T, 5, kFetch>(a, x, w, begin, end, begun, ahead, chains);
+      return linear_columns<T, 5, kFetch>(a, x, w, begin, end, begun, next, chains);
     case 4:
-      return linear_columns<T, 4, kFetch>(a, x, w, begin, end, begun, ahead, chains);
+      return linear_columns<T, 4, kFetch>(a, x, w, begin, end, begun, next, chains);
     case 3:
-      return linear_columns<T, 3, kFetch>(a, x, w, begin, end, begun, ahead, chains);
+      return linear_columns<T, 3, kFetch>(a, x, w, begin, end, begun, next, chains);
     case 2:
-      return linear_columns<T, 2, kFetch>(a, x, w, begin, end, begun, ahead, chains);
+      return linear_columns<T, 2, kFetch>(a, x, w, begin, end, begun, next, chains);
     default:
-      return linear_columns<T, 1, kFetch>(a, x, w, begin, end, begun, ahead, chains);
+      return linear_columns<T, 1, kFetch>(a, x, w, begin, end, begun, next, chains);
   }
 }
 
@@ -141,26 +133,36 @@ void linear_item(const LinearArgs& a, int64_t panel, int64_t row_begin, int64_t 
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + column : nullptr;
   const T* x = static_cast<const T*>(a.x) + row_begin * a.x_stride;
   alignas(64) float sums[kLinearRows * kLinearPanel], chains[kLinearRows * kLinearPanel];
+  constexpr int kStepLines = kLinearPanel * LinearStep<T>::kDepth * static_cast<int>(sizeof(T)) / 64;
   const int64_t bytes = a.rows > kLinearRows ? 2 * kLinearPiece : kLinearPiece;
   const int64_t piece =
       rows > kLinearTile ? bytes / (kLinearPanel * static_cast<int64_t>(sizeof(T))) : kLinearBlock;
   const int64_t tiles = (rows + kLinearTile - 1) / kLinearTile,
                 tile = tiles > 1 ? (rows + tiles - 1) / tiles : rows;
-  // One row of float32 the hardware fetches better.
-  const int64_t fetching = tiles > 1 ? tile : rows > 1 || sizeof(T) < 4 ? 0 : -1;
+  const bool hardware = rows == 1 && sizeof(T) == 4;  // fetches a row of float32 better
+  const auto run = [&](auto lines, int64_t row, int64_t begin, int64_t end, bool begun, const char* next,
+                       float* to) LLMCLI_INLINE_BODY {
+    linear_rows<T, lines>(a, rows - row < tile ? rows - row : tile, x + row * a.x_stride, w, begin, end,
+                          begun, next, to + row * kLinearPanel);
+  };
+  using Alone = std::integral_constant<int, kStepLines>;
+  using Half = std::integral_constant<int, (kStepLines + 1) / 2>;
+  using None = std::integral_constant<int, 0>;
   for (int64_t block = 0; block == 0 || block < a.inputs; block += kLinearBlock) {
     const int64_t block_end = block + kLinearBlock < a.inputs ? block + kLinearBlock : a.inputs;
     float* const to = block == 0 ? sums : chains;
     for (int64_t k = block; k == block || k < block_end; k += piece) {
       const int64_t end = k + piece < block_end ? k + piece : block_end;
-      for (int64_t row = 0; row < rows; row += tile) {
-        const int64_t n = rows - row < tile ? rows - row : tile;
-        if (row == fetching) {
-          linear_rows<T, true>(a, n, x + row * a.x_stride, w, k, end, k > block, bytes,
-                               to + row * kLinearPanel);
+      const char* next = reinterpret_cast<const char*>(w + (tiles > 1 ? end : k) * kLinearPanel);
+      if (tiles == 1) next += bytes;
+      const int64_t half = (end - k) * kLinearPanel * static_cast<int64_t>(sizeof(T)) / 2;
+      for (int64_t row = 0; row < rows; row += tile, next += half) {
+        if (tiles > 1 && row < 2 * tile) {
+          run(Half{}, row, k, end, k > block, next, to);
+        } else if (tiles == 1 && !hardware) {
+          run(Alone{}, row, k, end, k > block, next, to);
         } else {
-          linear_rows<T, false>(a, n, x + row * a.x_stride, w, k, end, k > block, bytes,
-                                to + row * kLinearPanel);
+          run(None{}, row, k, end, k > block, next, to);
         }
       }
     }
