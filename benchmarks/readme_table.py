@@ -5,9 +5,10 @@
 
 `<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator and the
 models; `<!-- bench:peers -->` llmcli beside the best other engine, `<!-- bench:peers all -->` every engine, and charts;
-`<!-- bench:training -->` nanoGPT's character model; all end at `<!-- /bench -->`. One machine has <machine>.json
-(`llmcli bench kernels`), <machine>.start.json (`benchmarks/start.py`), <machine>.models.json (`llmcli bench`),
-<machine>.training.json (`benchmarks/training.py`) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
+`<!-- bench:training -->` nanoGPT's character model, `<!-- bench:scoring -->` scoring beside two programs; all end at
+`<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json
+(`benchmarks/start.py`), <machine>.models.json (`llmcli bench`), <machine>.training.json and <machine>.scoring.json
+(`benchmarks/training.py`, `scoring.py`) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llmcli.benchmarking.statistics import estimate
 from llmcli.benchmarking.tables import (
     KERNEL_COLUMNS,
     SPEED_COLUMNS,
@@ -33,15 +36,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import training  # noqa: E402
-from benchmarks.peers.report import SHAPES, goals_table, whole_table  # noqa: E402
+from benchmarks.peers.report import SHAPES, goals_table, spread, whole_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 MODELS_COMMAND = "llmcli bench --random gpt2 -t 2 -r 6 -d 0,496 --gen-tokens 32 --dtype float32,bfloat16"
 PEERS_COMMAND = "python -m benchmarks.peers.run"
 TRAINING_COMMAND = "python benchmarks/training.py input.txt --nanogpt nanoGPT -o benchmarks/results/"
+SCORING_COMMAND = "python -m benchmarks.scoring TEXT_FILE"
+SCORING_GOALS = (1.5, 60)  # times the other's speed; per cent of the matrix peak in bfloat16
 SHORT = ("gpt2", "default")  # the shapes whose goals the README shows
-MARKED = re.compile(r"(<!-- bench:(?P<what>kernels|peers|training)(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
+PARTS = "kernels|peers|training|scoring"
+MARKED = re.compile(rf"(<!-- bench:(?P<what>{PARTS})(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -123,9 +129,46 @@ def render_training(results: dict[str, dict[str, Any]], *, every: bool) -> str:
     return "".join(parts)
 
 
+def render_scoring(results: dict[str, dict[str, Any]], *, every: bool) -> str:
+    """llmcli beside each other program in each precision, as ratios within a round."""
+    parts = []
+    for document in results.values():
+        if document["schema"] != "llmcli/bench-scoring/1":
+            continue
+        parts.append(f"{heading(SCORING_COMMAND, document)} Medians of {document['rounds']} rounds.\n\n")
+        parts.append(markdown(SCORING_COLUMNS, list(scoring_rows(document))))
+    return "\n".join(parts)
+
+
+SCORING_COLUMNS = (
+    "precision", "llmcli, tokens/s (range; % of the matrix peak)", "beside", "its tokens/s", "ratio",
+    "nats, llmcli over it", "goal", "verdict",
+)  # fmt: skip
+
+
+def scoring_rows(document: dict[str, Any]) -> Iterator[list[str]]:
+    """A line per precision and other program; the share of the peak has a goal in bfloat16 only."""
+    times, percent = SCORING_GOALS
+    for precision, found in document["results"].items():
+        limit = document["limits"][precision]
+        rates = {name: [document["n_tokens"] / one["seconds"] for one in runs] for name, runs in found.items()}
+        mine = rates.pop("llmcli")
+        for name, its in rates.items():
+            ratio = estimate([a / b for a, b in zip(mine, its, strict=True)]).median
+            nats = [a["nats"] / b["nats"] - 1 for a, b in zip(found["llmcli"], found[name], strict=True) if "nats" in b]
+            wanted, met = f"≥ {times:g}×", ratio >= times
+            if precision == "bfloat16":
+                wanted, met = f"{wanted}, ≥ {percent} %", met and estimate(mine).median >= percent / 100 * limit
+            difference = f"{max(nats, key=abs):+.0e}" if nats else "–"
+            shares = [spread(values, limit) for values in (mine, its)]
+            yield [
+                precision, shares[0], name, shares[1], f"{ratio:.2f}", difference, wanted, "met" if met else "below"
+            ]  # fmt: skip
+
+
 def rewritten(page: str, results: dict[str, dict[str, Any]]) -> str:
     """The page with what belongs between its markers."""
-    fill = {"kernels": render, "peers": render_peers, "training": render_training}
+    fill = {"kernels": render, "peers": render_peers, "training": render_training, "scoring": render_scoring}
     return MARKED.sub(lambda found: found[1] + fill[found["what"]](results, every=bool(found["all"])) + found[4], page)
 
 

@@ -117,6 +117,44 @@ def test_training_beside_nanogpt() -> None:
     assert "| 51 % | missed |" in readme_table.rewritten(after, {"m.training.json": document})
 
 
+def test_scoring_beside_others() -> None:
+    """1,000 tokens: 2,000/s beside 1,000/s and 1,600/s, of a limit of 3,000/s."""
+    runs = {
+        "llmcli": [{"seconds": 0.5, "nats": 1000.1}] * 3,
+        "transformers": [{"seconds": 1.0, "nats": 1000.0}] * 3,
+        "llama-perplexity": [{"seconds": seconds} for seconds in (0.6, 0.625, 0.65)],
+    }
+    document = DOCUMENT | {
+        "schema": "llmcli/bench-scoring/1", "n_tokens": 1000, "rounds": 3,
+        "limits": {"float32": 3000, "bfloat16": 3500}, "results": {"float32": runs, "bfloat16": runs},
+    }  # fmt: skip
+    page = readme_table.rewritten("<!-- bench:scoring -->\n<!-- /bench -->\n", {"m.scoring.json": document})
+    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith(("| float32", "| bfloat16"))]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    assert [row[2] for row in cells] == ["transformers", "llama-perplexity"] * 2
+    assert [row[4] for row in cells] == ["2.00", "1.25"] * 2
+    assert cells[0][1] == "2,000 (2,000–2,000; 67 %)"
+    assert cells[0][5:] == ["+1e-04", "≥ 1.5×", "met"]
+    assert cells[1][5:] == ["–", "≥ 1.5×", "below"]
+    assert [row[-1] for row in cells[2:]] == ["below", "below"]  # 57 % of the limit
+
+
+def test_the_time_of_llama_perplexity_is_between_its_lines(tmp_path: Path) -> None:
+    scoring = script("scoring")
+    program = tmp_path / "perplexity" / "llama-perplexity"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        "echo '0.07.599.975 I perplexity: calculating perplexity over 8 chunks, n_ctx=512, batch_size=2048, n_seq=4'\n"
+        "echo '[1]51106.8337,[2]51306.1982, ETA 1.28.306.119 I Final estimate: PPL = 51306.1982 +/- 1434.39518'\n"
+    )
+    program.chmod(0o755)
+    found = scoring.in_program(tmp_path, "float32", tmp_path / "text", 8, 2)
+    assert found == {"seconds": pytest.approx(80.706144)}
+    with pytest.raises(ValueError, match="other lines than expected"):
+        scoring.in_program(tmp_path, "float32", tmp_path / "text", 4, 2)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "word"),
     [(0.3, 0.5, "met"), (0.4, 0.6, "inconclusive"), (0.51, 0.6, "above"), (None, None, "inconclusive")],
