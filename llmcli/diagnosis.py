@@ -16,6 +16,8 @@ PACKAGES = ["torch", "numpy", "tokenizers", "safetensors", "huggingface_hub", "c
 VARIABLES = {  # every environment variable that llmcli reads, besides LLMCLI_<COMMAND>_<FLAG>
     "LLMCLI_CPU_ISA": "the kernels' instruction set",
     "LLMCLI_BUILD_KERNELS": "0 installs without kernels (read by setup.py)",
+    "LLMCLI_CUDA": "0 no CUDA kernels, 1 or an error (read by setup.py)",
+    "TORCH_CUDA_ARCH_LIST": "GPUs to build kernels for (read by setup.py)",
     "HF_HUB_OFFLINE": "1 never uses the network",
     "XDG_CACHE_HOME": "llmcli/tokens there keeps tokenised texts",
     "HF_HOME": "where the Hugging Face cache lies",

@@ -50,7 +50,8 @@ CASES = [
     (True, True, "y"),
 ]
 BUILDS = """
-import os, runpy, setuptools, sys, torch, torch.utils.cpp_extension as build
+import os, runpy, setuptools, sys, torch, torch.utils.cpp_extension as build, types
+sys.modules["pybind11"] = types.SimpleNamespace(get_include=lambda: "include")
 setuptools.setup = lambda **given: print(*given["ext_modules"][0].sources, os.environ.get("TORCH_CUDA_ARCH_LIST"))
 for cuda, toolkit, wish in {cases}:
     torch.version.cuda, build.CUDA_HOME = "13.0" if cuda else None, {home!r} if toolkit else None

@@ -139,7 +139,7 @@ void linear_item(const LinearArgs& a, int64_t panel, int64_t row_begin, int64_t 
       rows > kLinearTile ? bytes / (kLinearPanel * static_cast<int64_t>(sizeof(T))) : kLinearBlock;
   const int64_t tiles = (rows + kLinearTile - 1) / kLinearTile,
                 tile = tiles > 1 ? (rows + tiles - 1) / tiles : rows;
-  const bool hardware = rows == 1 && sizeof(T) == 4;  // fetches a row of float32 better
+  const bool hardware = rows == 1;  // fetches better by itself
   const auto run = [&](auto lines, int64_t row, int64_t begin, int64_t end, bool begun, const char* next,
                        float* to) LLMCLI_INLINE_BODY {
     linear_rows<T, lines>(a, rows - row < tile ? rows - row : tile, x + row * a.x_stride, w, begin, end,

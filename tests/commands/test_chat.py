@@ -46,7 +46,7 @@ class Terminal:
 
     def until(self, *expected: str) -> str:
         """Wait for texts one after the other; what came up to the end of the last."""
-        got, deadline = "", time.monotonic() + 20
+        got, deadline = "", time.monotonic() + 60
         for text in expected:
             while text not in self.seen:
                 assert time.monotonic() < deadline, f"{text!r} did not come; got {got + self.seen!r}"
@@ -71,7 +71,7 @@ class Terminal:
         os.close(self._master)
 
     def _more(self) -> bool:
-        if not select.select([self._master], [], [], 20)[0]:
+        if not select.select([self._master], [], [], 60)[0]:
             return False
         try:
             piece = os.read(self._master, 65536)

@@ -84,9 +84,8 @@ def test_prefill_is_steps_and_a_batch_is_its_rows(tmp_path: Path, cell: str, dty
         assert same(model.step(ids[row : row + 1, :2], one)[0], after[place])
         for t in range(2, 5):
             assert same(model.step(ids[row : row + 1, t : t + 1], one)[0], ahead[place, t - 2])
-    torch.testing.assert_close(
-        model.logprobs(ids), logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    )
+    rounded = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(model.logprobs(ids), rounded, rtol=0, atol=0.02 if dtype == "bfloat16" else 1e-5)
 
 
 @cells
