@@ -69,7 +69,7 @@ def files(path: str | os.PathLike[str]) -> list[Path]:
         outside = [name for name in shards if Path(name).name != name]
         if outside or not shards:
             raise ModelError(f"{path}: expected the names of files beside it; got {outside}")
-        missing = [name for name in shards if not (path.parent / name).is_file()]
+        missing = [f"{name:.100}" for name in shards if not os.path.isfile(path.parent / name)]  # False of any name
         if missing:
             raise ModelError(f"{path}: names {len(shards)} files; missing {', '.join(missing)}: fetch them again")
         return [path.parent / name for name in shards]
