@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="default, or a shape of `llmcli bench --random`")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--quantize", choices=("int8", "int4"))
     parser.add_argument("--threads", default="2")
     parser.add_argument("--depth", default="32")
     parser.add_argument("--batch", default="1")
@@ -70,9 +71,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     if args.model == "default":
-        model = load("default", dtype=args.dtype).model
+        model = load("default", dtype=args.dtype, quantize=args.quantize).model
     else:
-        model = random_model(args.model, dtype=DTYPES[args.dtype], device="cpu")
+        model = random_model(args.model, dtype=DTYPES[args.dtype], device="cpu", quantize=args.quantize)
     print("| threads | batch | depth | one operator, µs | one by one, µs | reading, µs | ratio | % of reading |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for threads, batch, depth in (
