@@ -6,13 +6,13 @@ Knows JSON fields, characters and matplotlib; knows neither models nor terminals
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.document import parse_document
 from llmcli.errors import InputError, ModelError, ResourceError
 
 if TYPE_CHECKING:
@@ -38,21 +38,21 @@ def read(path: str) -> dict[str, Any] | None:
     Raises InputError for a document that has no picture, ModelError for one without its fields.
     """
     try:
-        document = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = parse_document(Path(path).read_text("utf-8"))
+    except (OSError, ValueError):
         return None
-    if not isinstance(document, dict) or "schema" not in document:
+    if not found:
         return None
-    if str(document["schema"]) not in KINDS:
-        raise InputError(f"{path}: expected a document of {', '.join(KINDS)}, got {document['schema']!r}")
+    if str(found["schema"]) not in KINDS:
+        raise InputError(f"{path}: expected a document of {', '.join(KINDS)}, got {found['schema']!r}")
     try:
-        shown = bars(document)
-        times = [time for panel in panels(document) for _, _, times, median in panel.sides for time in (*times, median)]
+        shown = bars(found)
+        times = [time for panel in panels(found) for _, _, times, median in panel.sides for time in (*times, median)]
         if not all(map(math.isfinite, [*(value for _, value in (*shown.rows, *shown.marks)), *times])):
             raise ValueError("a figure that is not finite")
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ModelError(f"{path}: expected the fields of {document['schema']}, got others ({error!r})") from None
-    return document
+        raise ModelError(f"{path}: expected the fields of {found['schema']}, got others ({error!r})") from None
+    return found
 
 
 def bars(document: Mapping[str, Any]) -> Bars:

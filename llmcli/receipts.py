@@ -61,7 +61,7 @@ def make(session: Session, prompt: str, request: Request, completions: Sequence[
 
 
 def _library(request: Request) -> dict[str, str]:
-    return {} if request.constraint is None else {"llguidance": constraint.library().__version__}
+    return {} if request.constraint is None else {"llguidance": constraint.require_llguidance().__version__}
 
 
 def versions() -> dict[str, str]:

@@ -44,6 +44,7 @@ FLOORS = {
     "nn": 2,
     "ops": 1,
     "pictures": 1,
+    "document": 0,
     "errors": 0,
     "__init__": 0,
 }

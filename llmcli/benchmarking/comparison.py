@@ -7,7 +7,6 @@ with two 95 % intervals it covers the change with at least 90 %.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from llmcli.benchmarking.environment import differences
 from llmcli.benchmarking.tables import figure, interval
+from llmcli.document import parse_document
 from llmcli.errors import InputError, ModelError
 
 COLUMNS = ("test", "first", "second", "change", "90 % interval", "verdict")
@@ -39,16 +39,11 @@ class Change:
 
 def parse(text: str, name: str) -> dict[str, Any]:
     """The document in a file of `bench --json` or `bench kernels --json`. Raises ModelError when it is another."""
-    try:
-        document = json.loads(text)
-        schema = document["schema"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        schema = None
-    if str(schema) not in KEYS:
+    found = parse_document(text)
+    if str(found.get("schema")) not in KEYS:
         raise ModelError(f"{name}: expected a document of 'llmcli bench --json', got something else")
-    if document.get("interrupted") or not isinstance(document.get("results"), list):
+    if found.get("interrupted") or not isinstance(found.get("results"), list):
         raise ModelError(f"{name}: expected a finished run of 'llmcli bench', got an interrupted one; run it again")
-    found: dict[str, Any] = document
     return found
 
 

@@ -138,7 +138,7 @@ class Constraints:
         return self._made[kind, text]
 
     def _compile(self, kind: str, text: str, value: Any) -> Constraint:
-        llguidance = library()
+        llguidance = require_llguidance()
         if self._backend is None:
             self._backend = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer)))
         lead = "/ / " if self._anew else ""
@@ -168,11 +168,11 @@ class Constraints:
         return made
 
     def _matcher(self, grammar: str) -> Any:
-        return library().LLMatcher(self._backend, grammar, log_level=0)
+        return require_llguidance().LLMatcher(self._backend, grammar, log_level=0)
 
     def _schema_problem(self, schema: dict[str, Any]) -> str | None:
         try:
-            grammar = library().LLMatcher.grammar_from_json_schema(_dump(schema), overrides=STYLE)
+            grammar = require_llguidance().LLMatcher.grammar_from_json_schema(_dump(schema), overrides=STYLE)
         except ValueError as error:
             return _reason(str(error))
         matcher = self._matcher(grammar)
@@ -220,7 +220,7 @@ class _Vocabulary:
         return ids
 
 
-def library() -> Any:
+def require_llguidance() -> Any:
     """llguidance. Raises ResourceError where it is not installed."""
     try:
         import llguidance

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from llmcli.document import parse_document
 from llmcli.errors import InputError, ModelError
 from llmcli.scoring.comparison import percent, worst
 from llmcli.scoring.resampling import Blocks, interval
@@ -19,24 +19,19 @@ NUMBERS = ("ppl", "nll_per_token", "n_tokens")
 
 def parse(text: str, name: str) -> dict[str, Any]:
     """The document in a file of `perplexity --json`. Raises ModelError when it is another, or has no perplexity."""
-    try:
-        document = json.loads(text)
-        schema = document["schema"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        schema = None
-    if schema != SCHEMA:
+    found = parse_document(text)
+    if found.get("schema") != SCHEMA:
         raise ModelError(
-            f"{name}: expected a document of 'llmcli perplexity --json' under one protocol, got {schema!r}"
+            f"{name}: expected a document of 'llmcli perplexity --json' under one protocol, got {found.get('schema')!r}"
         )
-    if "error" in document:
-        raise ModelError(f"{name}: expected a perplexity, got none: {document['error']}")
+    if "error" in found:
+        raise ModelError(f"{name}: expected a perplexity, got none: {found['error']}")
     try:
-        sound = _is_sound(document)
+        sound = _is_sound(found)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         sound = False
     if not sound:
         raise ModelError(f"{name}: expected the fields that this version writes, got others; measure it again")
-    found: dict[str, Any] = document
     return found
 
 

@@ -28,7 +28,7 @@ def digest(*paths: Path, text: str = "") -> str:
     return content.hexdigest()[:16]
 
 
-def library(sources: list[Path], folder: Path) -> Path:
+def shared_library(sources: list[Path], folder: Path) -> Path:
     """A shared library made of sources, kernels (.cu) and bindings (.cpp), in folder; kept for the same content."""
     compiler = os.environ.get("CXX", "c++")
     headers = sorted([*(ROOT / "csrc").rglob("*.h"), *EMULATION.glob("*.h")])

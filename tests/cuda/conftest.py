@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from tests.cuda import building
 
@@ -25,7 +25,7 @@ def cuda_kernels(request: pytest.FixtureRequest) -> Callable[[str], Callable[...
     folder: Path = request.config.cache.mkdir("cuda-emulation")  # type: ignore[union-attr]
     csrc = building.ROOT / "csrc"
     sources = [*csrc.glob("cuda/*.cu"), *csrc.glob("ops/*_cuda.cpp"), building.EMULATION / "torch_cuda.cpp"]
-    path = building.library(sorted(sources), folder)
+    path = building.shared_library(sorted(sources), folder)
     torch.ops.load_library(str(path))
     reverse = ctypes.CDLL(str(path)).emulation_reverse
     return lambda name: emulated(name, reverse)
@@ -74,13 +74,13 @@ def tensors(result: Any) -> list[Tensor]:
 @pytest.fixture
 def isa(cuda_kernels: Callable[[str], Callable[..., Any]]) -> Iterator[str]:
     """In place of the CPU's instruction sets: operators that have a CUDA kernel are served by it."""
-    library = torch.library.Library("llmcli", "IMPL")
+    served_by_cuda = library.Library("llmcli", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a kernel is put over another is the point
         for name in served():
-            library.impl(name, cuda_kernels(name), "CPU")
+            served_by_cuda.impl(name, cuda_kernels(name), "CPU")
     yield "cuda"
-    library._destroy()
+    served_by_cuda._destroy()
 
 
 def served() -> list[str]:

@@ -17,7 +17,7 @@ Run = Callable[..., tuple[str, torch.Tensor]]
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     """rule_breakers.cu; every function returns an error's text."""
     sources = [building.EMULATION / name for name in ("rule_breakers.cu", "torch_cuda.cpp")]
-    found = ctypes.CDLL(str(building.library(sources, request.config.cache.mkdir("cuda-emulation"))))  # type: ignore[union-attr]
+    found = ctypes.CDLL(str(building.shared_library(sources, request.config.cache.mkdir("cuda-emulation"))))  # type: ignore[union-attr]
     for name in ("run", "run_loads", "run_multiplies", "run_copies"):
         getattr(found, name).restype = ctypes.c_char_p
     return found
