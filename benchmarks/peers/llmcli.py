@@ -60,10 +60,12 @@ class Engine:
         import torch
 
         from llmcli import loading
+        from llmcli.training import memory
         from llmcli.training.recipe import Recipe
         from llmcli.training.trainer import DROPOUTS, Trainer
 
         if self.trainer is None:
+            memory.keep()
             loaded = loading.load(self.models / "float32", pack=False, changes=dict.fromkeys(DROPOUTS, 0.0))
             recipe = Recipe(iters=1_000_000, batch_size=len(rows), dtype=self.variant)
             self.trainer = Trainer(loaded.model, self, recipe)

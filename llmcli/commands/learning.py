@@ -6,6 +6,7 @@ Knows click and terminals; must not import torch before a command runs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -234,7 +235,7 @@ def follow(
                     step = report
                     if report.skipped:
                         terminal.note(f"step {report.step}: loss {report.loss:.4f} is a spike; its update is left out")
-                    progress(report.step, note=speed(report))
+                    progress(report.step, note=functools.partial(speed, report))
                     if sample and run.sample_every and (report.step % run.sample_every == 0 or report.step == iters):
                         text = sample(report.step)
                         journal({"step": report.step, "prompt": run.sample_prompt, "sample": text})

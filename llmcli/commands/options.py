@@ -33,8 +33,12 @@ class Engine:
     def prepare(self, *, training: bool = False) -> None:
         """Set the thread count; with --require-kernels, refuse an op that would run on its fallback.
 
-        The backward pass counts only in training. Raises ResourceError.
+        The backward pass counts only in training, which keeps its memory, too. Raises ResourceError.
         """
+        if training:
+            from llmcli.training import memory
+
+            memory.keep()
         import torch
 
         if self.threads is not None:

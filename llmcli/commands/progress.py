@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -48,20 +49,23 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Report `done` of `total` in the unit of the work; `note` is a few words such as the current loss."""
+    def __call__(self, done: float, total: float | None = None, note: Callable[[], str] = str) -> None:
+        """Report `done` of `total` in the unit of the work; `note` gives a few words such as the current loss.
+
+        It is asked only when something is shown.
+        """
         check_interrupt()
         self._total = self._total if total is None else total
         now = time.monotonic()
         if self._quiet or now - self._begin < DELAY:
             return
         if self._bars:
-            self._draw(done, note)
+            self._draw(done, note())
         elif now - self._printed >= INTERVAL:
             self._printed = now
             share = f" {100 * done / self._total:.0f} %," if self._total else ""
             with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"{self._what}:{share} {self._amount(done)} {note}".rstrip() + "\n")
+                sys.stderr.write(f"{self._what}:{share} {self._amount(done)} {note()}".rstrip() + "\n")
                 sys.stderr.flush()
 
     def _amount(self, done: float) -> str:

@@ -6,7 +6,6 @@ Knows click and terminals; must not import torch before a command runs.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,16 +102,14 @@ class Speed:
     """Tokens per second and their share of the matrix peak, which is measured when the first line is shown."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self._began = trainer, time.monotonic()
+        self._trainer = trainer
         self._peak: float | None = None
 
     def __call__(self, report: Step) -> str:
         """A few words for the progress line."""
         words = f"loss {report.loss:.3f}, {report.tokens_per_second:.0f} tokens/s"
         flops = self._trainer.flops_per_token
-        if (
-            flops is None or not self._trainer.team.leads or time.monotonic() - self._began < 2
-        ):  # quick runs show nothing and measure nothing
+        if flops is None or not self._trainer.team.leads:
             return words
         if self._peak is None:
             from llmcli.benchmarking.ceilings import matrix_rate

@@ -134,7 +134,7 @@ class Trainer:
             recompute_blocks(model, dropout=dropout)
         self._publish(range(len(self.masters)))
 
-    @property
+    @functools.cached_property
     def flops_per_token(self) -> float | None:
         """Floating-point operations that one token of a full row needs, forward and backward.
 
@@ -155,7 +155,7 @@ class Trainer:
         rate = learning_rate(self.steps_done, recipe)
         self.model.train()
         # A step's dropout does not depend on earlier steps.
-        torch.manual_seed(recipe.seed + self.steps_done + 1_000_003 * self.team.rank)
+        self._seed(recipe.seed + self.steps_done + 1_000_003 * self.team.rank)
         inputs, targets = self.batches.batch(self.steps_done * recipe.rows_per_step, recipe.rows_per_step)
         shards = cut(*self.team.rows((inputs, targets)), self.shard_rows)
         gradients = functools.partial(self._gradients, 1 / int((targets != IGNORED).sum()))
@@ -236,6 +236,12 @@ class Trainer:
                 master.copy_(weight)
             self.optimizer.restore(master, self.steps_done - self.skipped, moments)
         self._publish(range(len(self.masters)))
+
+    def _seed(self, seed: int) -> None:
+        """Of dropout. `torch.manual_seed` keeps a stack trace for every device that is not there, each time."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _is_spike(self, loss: float) -> bool:
         """Whether a loss stands out from those of the last RECENT steps, and is left out; never among the first."""

@@ -77,7 +77,7 @@ def command(
     with Progress("stepping", total=steps, unit="steps") as progress:
         for step in range(steps):
             time.sleep(0.1)
-            progress(step + 1, note="loss 1.0")
+            progress(step + 1, note=lambda: "loss 1.0")
     if steps:
         return
     text = read_prompt(prompt, flag, file, errors=encoding_errors, escape=escape)
