@@ -11,6 +11,13 @@ namespace llmcli::cuda {
 
 cudaError_t softmax(const cpu::SoftmaxArgs& args, int64_t rows, cudaStream_t stream);
 cudaError_t softmax_backward(const cpu::SoftmaxBackwardArgs& args, int64_t rows, cudaStream_t stream);
+cudaError_t norm(const cpu::NormArgs& args, int64_t rows, cudaStream_t stream);
+cudaError_t norm_backward(const cpu::NormBackwardArgs& args, cudaStream_t stream);
+cudaError_t activation(const cpu::GeluArgs& args, cudaStream_t stream);
+cudaError_t activation(const cpu::SiluGateArgs& args, cudaStream_t stream);
+cudaError_t softcap(const cpu::SoftcapArgs& args, int64_t rows, cudaStream_t stream);
+cudaError_t argmax(const cpu::ArgmaxArgs& args, int64_t rows, cudaStream_t stream);
+cudaError_t column_sum(const cpu::ColumnSumArgs& args, cudaStream_t stream);
 cudaError_t rotary(const cpu::RotaryArgs& args, int64_t positions, cudaStream_t stream);  // positions: B * T
 
 // Attention of D up to 256, without a cache; float32 has a kernel of its own.

@@ -32,6 +32,13 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+// 1 / x within 1 ulp, subnormal numbers as zeros (9.7.3.14).
+__device__ inline float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
 __device__ inline float to_float(f16 x) {

@@ -24,4 +24,8 @@ void on_device_of(const Tensor& x, const char* name, const Launch& launch) {
   STD_TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 }
 
+// The sum of `rows` rows of partial (float32), `stride` apart from element `first` on, as a tensor (columns).
+Tensor column_sum_on_device(const Tensor& partial, int64_t first, int64_t rows, int64_t stride,
+                            int64_t columns, ScalarType dtype);
+
 }  // namespace llmcli

@@ -46,6 +46,7 @@ inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < 1.17549435e-38f ? 0.0f : y;
 }
+inline float reciprocal_fast(float x) { return 1.0f / x; }
 
 template <class T>
 uint32_t pack(float low, float high) {
