@@ -112,8 +112,8 @@ __global__ void __launch_bounds__(kThreads)
 
     copy_wait<0>();
     sync_block();  // the values are there, and the keys have been read
-    const bool infinite =
-        least < min(int64_t{block + 1} * kKeys, head.keys) && Rows::template clear_infinite<kThreads>(values);
+    const bool infinite = least < min(int64_t{block + 1} * kKeys, head.keys) &&
+                          Rows::template clear_infinite<kKeys, kThreads>(values);
     if constexpr (kSmall) {
       if (block + 1 < blocks)
         Rows::template load_keys<kThreads>(keys, a, head, vectors, head.k<T>(a), a.k_s, block + 1);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int n = 0; n < kColumns / 16; ++n) {
       float sums[2][4] = {};
-      Rows::multiply_values(
+      Rows::template multiply_values<kKeys>(
           values + first_column, n,
           [&](int k, uint32_t (&x)[4]) {
             x[0] = p[2 * k][0], x[1] = p[2 * k][1], x[2] = p[2 * k + 1][0], x[3] = p[2 * k + 1][1];

@@ -36,8 +36,8 @@ struct QueryRow {
   bool there;
 
   __device__ QueryRow(const AttentionArgs& a, const Head& head, int64_t row) {
-    const int64_t group = a.H / a.G;
-    t = row / group, h = head.g * group + row % group;
+    const int group = static_cast<int>(a.H / a.G), number = static_cast<int>(row);  // below 2^31
+    t = group == 1 ? number : number / group, h = head.g * group + (row - t * group);
     there = t < a.T;
     const int64_t sees = a.causal ? max(head.keys - a.T + 1 + t, int64_t{0}) : head.keys;
     limit = there ? static_cast<int>(sees) : 0;

@@ -93,11 +93,11 @@ __global__ void __launch_bounds__(kThreads)
     sum[half] = reduce_lanes<4>(sum[half], Sum());
   }
   const bool infinite = QueryRow(a, head, 0).limit < min(int64_t{block + 1} * kKeys, head.keys) &&
-                        Rows::template clear_infinite<kThreads>(values);
+                        Rows::template clear_infinite<kKeys, kThreads>(values);
   float* const partial = partial_of(a, blockIdx.x / blocks, block);
   for (int n = warp; n < kD / 16; n += kWarps) {
     float sums[2][4] = {};
-    Rows::multiply_values(
+    Rows::template multiply_values<kKeys>(
         values, n, [&](int k, uint32_t (&x)[4]) { Tile<kKeys>::operand_a(weights, k, x); }, sums);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {

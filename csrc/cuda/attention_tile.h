@@ -47,27 +47,31 @@ struct Tile {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     load_matrices(rows + lane % 16 * kStride + k * 16 + lane / 16 * 8, a);
   }
-  // Scores of 16 rows with keys 16 n to 16 n + 16, as two chunks of 8.
-  template <class T, class A>
-  __device__ static void multiply_keys(const T* keys, int n, const A& a, float (&s)[2][4]) {
+  // Scores of 16 rows with keys from 16 n on, in chunks of 8.
+  template <int kScores, class T, class A>
+  __device__ static void multiply_keys(const T* keys, int n, const A& a, float (&s)[kScores][4]) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const T* const from = keys + (n * 16 + lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;
 #pragma unroll
     for (int k = 0; k < kD / 16; ++k) {
-      uint32_t b[4], q[4];
+      uint32_t q[4];
       a(k, q);
-      load_matrices(from + k * 16, b);
-      multiply<T>(q, b[0], b[1], s[0]);
-      multiply<T>(q, b[2], b[3], s[1]);
+#pragma unroll
+      for (int m = 0; m < kScores / 2; ++m) {
+        uint32_t b[4];
+        load_matrices(from + m * 16 * kStride + k * 16, b);
+        multiply<T>(q, b[0], b[1], s[2 * m]);
+        multiply<T>(q, b[2], b[3], s[2 * m + 1]);
+      }
     }
   }
-  // Weighted sums of columns 16 n to 16 n + 16 of a block's values, as two chunks of 8.
-  template <class T, class A>
+  // Weighted sums of columns 16 n to 16 n + 16 of kRows values, as two chunks of 8.
+  template <int kRows, class T, class A>
   __device__ static void multiply_values(const T* values, int n, const A& a, float (&o)[2][4]) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const T* const from = values + lane % 16 * kStride + n * 16 + lane / 16 * 8;
 #pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k) {
+    for (int k = 0; k < kRows / 16; ++k) {
       uint32_t b[4], p[4];
       a(k, p);
       load_matrices_transposed(from + k * 16 * kStride, b);
@@ -78,10 +82,10 @@ struct Tile {
 
   // A value that is not finite must not reach rows that do not see its key, for which its weight is 0: it is
   // zero in the tile, and add_infinite adds it where it is seen. Whether there was any.
-  template <int kThreads, class T>
+  template <int kRows, int kThreads, class T>
   __device__ static bool clear_infinite(T* values) {
     bool any = false;
-    for (int i = static_cast<int>(threadIdx.x); i < kKeys * kD; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * kD; i += kThreads) {
       T& x = values[i / kD * kStride + i % kD];
       if (isfinite(to_float(x))) continue;
       any = true;
@@ -103,16 +107,17 @@ struct Tile {
   }
 };
 
-// Whether every row begins on 16 bytes and ends there, so that copies can be of 16 bytes.
+// Whether every row begins on 16 bytes, so that copies can be of 16 bytes where D is a multiple of as many.
+template <class T>
+bool begin_on_vectors(const void* p, std::initializer_list<int64_t> strides) {
+  bool all = reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  for (const int64_t stride : strides) all = all && stride % kVector<T> == 0;
+  return all;
+}
 template <class T>
 bool in_vectors(const AttentionArgs& a) {
-  const auto fits = [](const void* p, std::initializer_list<int64_t> strides) {
-    bool all = reinterpret_cast<uintptr_t>(p) % 16 == 0;
-    for (const int64_t stride : strides) all = all && stride % kVector<T> == 0;
-    return all;
-  };
-  return a.D % kVector<T> == 0 && fits(a.q, {a.q_b, a.q_t, a.q_h}) && fits(a.k, {a.k_b, a.k_s, a.k_g}) &&
-         fits(a.v, {a.v_b, a.v_s, a.v_g});
+  return a.D % kVector<T> == 0 && begin_on_vectors<T>(a.q, {a.q_b, a.q_t, a.q_h}) &&
+         begin_on_vectors<T>(a.k, {a.k_b, a.k_s, a.k_g}) && begin_on_vectors<T>(a.v, {a.v_b, a.v_s, a.v_g});
 }
 
 // f(size) with the smallest tile that holds the head.

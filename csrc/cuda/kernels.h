@@ -31,4 +31,10 @@ bool attention_splits(const cpu::AttentionArgs& args);
 int64_t attention_partials(const cpu::AttentionArgs& args);
 cudaError_t attention_split(const cpu::AttentionArgs& args, cudaStream_t stream);
 
+// Its gradients, with attention_backward_floats(args) floats of working memory in args.partial; float32 has
+// kernels of its own.
+int64_t attention_backward_floats(const cpu::AttentionBackwardArgs& args);
+cudaError_t attention_backward(const cpu::AttentionBackwardArgs& args, cudaStream_t stream);
+cudaError_t attention_backward_f32(const cpu::AttentionBackwardArgs& args, cudaStream_t stream);
+
 }  // namespace llmcli::cuda
