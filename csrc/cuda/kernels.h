@@ -18,6 +18,13 @@ cudaError_t activation(const cpu::SiluGateArgs& args, cudaStream_t stream);
 cudaError_t softcap(const cpu::SoftcapArgs& args, int64_t rows, cudaStream_t stream);
 cudaError_t argmax(const cpu::ArgmaxArgs& args, int64_t rows, cudaStream_t stream);
 cudaError_t column_sum(const cpu::ColumnSumArgs& args, cudaStream_t stream);
+
+// y = x W^T + bias on weights of 8 or 4 bits. q, scales and starts, of the sizes that kernels.h of the CPU
+// gives, with rows of q quantized_row(inputs) apart, are made first and read by the second kernel.
+constexpr int64_t quantized_row(int64_t inputs) { return (inputs + 31) / 32 * 32; }
+cudaError_t linear_quantized(const cpu::QuantizedLinearArgs& args, cudaStream_t stream);
+cudaError_t linear_quantized_pack(const cpu::QuantizedPackArgs& args, cudaStream_t stream);
+
 cudaError_t rotary(const cpu::RotaryArgs& args, int64_t positions, cudaStream_t stream);  // positions: B * T
 
 // Attention of D up to 256, without a cache; float32 has a kernel of its own.

@@ -32,6 +32,17 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+// Rounded each for itself: the compiler fuses neither with what is around it.
+__device__ inline float multiply_alone(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline float add_alone(float a, float b) { return __fadd_rn(a, b); }
+
+// sum + the products of four unsigned bytes and four signed ones (9.7.1.23).
+__device__ inline int dot_bytes(uint32_t u, uint32_t s, int sum) {
+  int y;
+  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(y) : "r"(u), "r"(s), "r"(sum));
+  return y;
+}
+
 // 1 / x within 1 ulp, subnormal numbers as zeros (9.7.3.14).
 __device__ inline float reciprocal_fast(float x) {
   float y;

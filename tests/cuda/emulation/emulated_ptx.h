@@ -46,6 +46,13 @@ inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < 1.17549435e-38f ? 0.0f : y;
 }
+inline float multiply_alone(float a, float b) { return a * b; }
+inline float add_alone(float a, float b) { return a + b; }
+inline int dot_bytes(uint32_t u, uint32_t s, int sum) {
+  for (int i = 0; i < 32; i += 8)
+    sum += static_cast<int>(u >> i & 255) * static_cast<int>(static_cast<int8_t>(s >> i & 255));
+  return sum;
+}
 inline float reciprocal_fast(float x) { return 1.0f / x; }
 
 template <class T>
