@@ -160,7 +160,7 @@ def scoring_rows(document: dict[str, Any]) -> Iterator[list[str]]:
             if precision == "bfloat16":
                 wanted, met = f"{wanted}, ≥ {percent} %", met and estimate(mine).median >= percent / 100 * limit
             difference = f"{max(nats, key=abs):+.0e}" if nats else "–"
-            shares = [spread(values, limit) for values in (mine, its)]
+            shares = [spread(values, estimate(values).median / limit) for values in (mine, its)]
             yield [
                 precision, shares[0], name, shares[1], f"{ratio:.2f}", difference, wanted, "met" if met else "below"
             ]  # fmt: skip

@@ -6,7 +6,8 @@ other round.
 
 Writes MACHINE.peers.SHAPE.json and .png after every round, so that a run that is broken off keeps its rounds, and
 prints the tables. A process is started, loads, writes one token (time to first token), then is measured in one thing
-after the other (`measures.py`). Other kinds than the default go to MACHINE.peers.SHAPE.KINDS.json.
+after the other (`measures.py`), each between two looks at what the machine allows (`present.py`). Other kinds than the
+default go to MACHINE.peers.SHAPE.KINDS.json.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ import matplotlib  # noqa: F401 (that it is missing is better known before an ho
 import torch
 
 from benchmarks.peers import ROOT, engine
-from benchmarks.peers.measures import Draws, Measure, measures
+from benchmarks.peers.measures import Draws, Measure, measures, sample
 from benchmarks.peers.prepare import options, python_of, reason_file
+from benchmarks.peers.present import Present, rest
 from benchmarks.peers.report import chart, goals_table, whole_table
 from benchmarks.peers.worker import Rows
 from llmcli import loading
@@ -37,6 +40,7 @@ from llmcli.benchmarking.environment import environment, load_average, machine_n
 KINDS = "generate,score"
 FIRST_PROMPT = 8
 Abilities = dict[str, Any]  # the names of an engine's file
+Look = Callable[[Measure, int], float]  # at what the machine allows, once the process of that id rests
 ANSWER_S = 240  # the longest that an answer may take
 PRECISIONS = {"float32": None, "bfloat16": None, "int8": "int8", "int4": "int4"}  # what --quantize gets
 IMPORT_TORCH = [sys.executable, "-c", "import torch; print()"]
@@ -100,8 +104,10 @@ def worker(work: Path, name: str, threads: int) -> Worker:
     return Worker([python, "-m", "benchmarks.peers.worker", name, "serve"], environment, work / f"{name}.log")
 
 
-def turn(process: Worker, load: list[Any], chosen: list[Measure], draws: Draws, prompt: Rows | None) -> dict[str, Any]:
-    """One process from start to end: time to first token, which one that was, speeds, memory. Raises Dead.
+def turn(
+    process: Worker, load: list[Any], chosen: list[Measure], draws: Draws, prompt: Rows | None, look: Look
+) -> dict[str, Any]:
+    """One process from start to end: time to first token, which one that was, speeds and limits, memory. Raises Dead.
 
     Without a prompt there is no first token.
     """
@@ -111,9 +117,12 @@ def turn(process: Worker, load: list[Any], chosen: list[Measure], draws: Draws, 
         if prompt is not None:
             token = process.call(generate=prompt, n=1)["ids"][0][0]
             seconds = time.perf_counter() - begin
-        speeds = {one.name: one.sample(process.call, draws) for one in chosen}
+        pid = process.process.pid
+        samples = {one.name: sample(one, process.call, draws, partial(look, one, pid)) for one in chosen}
         memory = process.call(memory=True)
-    return {"first_token_s": seconds, "first_token": token, "speeds": speeds, **memory}
+    speeds, allowed = ({name: pair[index] for name, pair in samples.items()} for index in (0, 1))
+    found = {"first_token_s": seconds, "first_token": token, "speeds": speeds, "limits": allowed, **memory}
+    return found | {"turn_s": time.perf_counter() - begin}
 
 
 def contestants(names: list[str], chosen: list[Measure]) -> list[dict[str, Any]]:
@@ -130,7 +139,8 @@ def contestants(names: list[str], chosen: list[Measure]) -> list[dict[str, Any]]
 def abilities(name: str) -> Abilities:
     """What an engine's file says that it can do."""
     file = engine(name)
-    return {"GENERATES": tuple(file.VARIANTS), "LONGEST": float("inf")} | vars(file)
+    can = {"GENERATES": tuple(file.VARIANTS), "LONGEST": float("inf")} | vars(file)
+    return {"READS": can["GENERATES"]} | can
 
 
 def able(name: str, variant: str, chosen: list[Measure]) -> list[Measure]:
@@ -150,6 +160,12 @@ def limits(loaded: dict[str, Any], chosen: list[Measure], ceilings: Ceilings) ->
     return {precision: {one.name: one.limit(model, ceilings) for one in chosen} for precision, model in loaded.items()}
 
 
+def look(present: Present, model: Any, one: Measure, pid: int) -> float:
+    """Tokens per second that the machine allows now, while a process rests."""
+    rest(pid)
+    return present.look(one, model)
+
+
 def import_torch() -> float:
     """Seconds of a process that imports torch and ends."""
     begin = time.perf_counter()
@@ -165,6 +181,7 @@ def measure(
     config = json.loads((models / "float32" / "config.json").read_text("utf-8"))
     chosen, draws = measures(kinds, config["n_positions"], threads), Draws(config["vocab_size"])
     loaded, ceilings, facts, rows = reference_models(models), Ceilings(), environment(), contestants(names, chosen)
+    present = Present(ceilings)
     loads, imports, longest, begin = [], [], 0.0, time.perf_counter()
     for index in range(rounds):
         start = time.perf_counter()
@@ -181,7 +198,8 @@ def measure(
                 try:
                     process, load = worker(work, row["engine"], threads), [str(models), row["variant"], threads]
                     first = prompt if row["variant"] in abilities(row["engine"])["GENERATES"] else None
-                    done = turn(process, load, able(row["engine"], row["variant"], chosen), draws, first)
+                    can = able(row["engine"], row["variant"], chosen)
+                    done = turn(process, load, can, draws, first, partial(look, present, loaded[row["precision"]]))
                     row["rounds"].append({"round": index, **done})
                 except Dead as error:
                     row["error"] = str(error)

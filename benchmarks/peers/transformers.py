@@ -14,6 +14,7 @@ VARIANTS = {
     "bfloat16, compiled": "bfloat16",
 }
 SCORES = TRAINS = ("float32", "bfloat16")
+READS = SCORES  # only steps are compiled
 POSITIONS = 1024  # of the compiled step's cache
 
 

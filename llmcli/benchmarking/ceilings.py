@@ -56,9 +56,11 @@ def read_bytes(working_set: int) -> int:
     return max(SMALLEST_READ, 1 << max(0, working_set.bit_length() - 1))
 
 
-def read_patterns(nbytes: int, device: torch.device) -> tuple[dict[str, Work], float]:
-    """Ways to read a buffer once (which is fastest depends on the machine and on torch), and its bytes."""
-    buffer = torch.ones(nbytes // 4, device=device)
+def read_patterns(buffer: torch.Tensor) -> tuple[dict[str, Work], float]:
+    """Ways to read a buffer (N,) once (which is fastest depends on the machine and on torch), and its bytes.
+
+    N is a multiple of ROW.
+    """
     rows = buffer.view(-1, ROW)
     return {
         "sum": buffer.sum,
@@ -187,7 +189,7 @@ class Ceilings:
     def _measure(self, key: tuple[str, int, int]) -> None:
         kind, nbytes, _ = key
         if kind == "read":
-            patterns, amount = read_patterns(nbytes, self.device)
+            patterns, amount = read_patterns(torch.ones(nbytes // 4, device=self.device))
         elif kind == "copy":
             patterns, amount = copy_patterns(self.device)
         else:
