@@ -25,6 +25,11 @@ constexpr int64_t quantized_row(int64_t inputs) { return (inputs + 31) / 32 * 32
 cudaError_t linear_quantized(const cpu::QuantizedLinearArgs& args, cudaStream_t stream);
 cudaError_t linear_quantized_pack(const cpu::QuantizedPackArgs& args, cudaStream_t stream);
 
+cudaError_t linear_cross_entropy(const cpu::CrossEntropyArgs& args, int64_t rows, cudaStream_t stream);
+cudaError_t accumulate(const cpu::AccumulateArgs& args, int64_t rows, cudaStream_t stream);
+// total = the sum of losses (rows), in an order that the number of rows gives.
+cudaError_t sum_losses(const double* losses, int64_t rows, float* total, cudaStream_t stream);
+
 cudaError_t rotary(const cpu::RotaryArgs& args, int64_t positions, cudaStream_t stream);  // positions: B * T
 
 // Attention of D up to 256, without a cache; float32 has a kernel of its own.

@@ -1,7 +1,8 @@
 // llmcli::linear_cross_entropy on CPU tensors: the vocabulary projection in pieces of rows, each of which is
 // through with loss and gradient before the next one begins.
+#include "linear_cross_entropy.h"
+
 #include "product.h"
-#include "rows.h"
 
 namespace llmcli {
 namespace {
@@ -22,13 +23,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& x_, const 
                                                         const Tensor& targets_, double scale,
                                                         double smoothing, double cap, bool x_grad,
                                                         bool weight_grad) {
-  constexpr const char* kName = "linear_cross_entropy";
-  STD_TORCH_CHECK(x_.dim() == 2 && weight_.dim() == 2 && weight_.size(1) == x_.size(1) &&
-                      weight_.scalar_type() == x_.scalar_type(),
-                  kName, ": expected x (N,C) and weight (V,C) of one dtype");
-  STD_TORCH_CHECK(
-      targets_.dim() == 1 && targets_.size(0) == x_.size(0) && targets_.scalar_type() == ScalarType::Long,
-      kName, ": expected int64 targets (N)");
+  check_linear_cross_entropy(x_, weight_, targets_);
   const Tensor x = torch::stable::contiguous(x_), weight = torch::stable::contiguous(weight_);
   const Tensor targets = torch::stable::contiguous(targets_);
   const int64_t N = x.size(0), C = x.size(1), V = weight.size(0);
@@ -36,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& x_, const 
   const int64_t size = dtype == ScalarType::Float ? 4 : 2;
   const int64_t* const wanted = static_cast<const int64_t*>(targets.const_data_ptr());
   for (int64_t row = 0; row < N; ++row)
-    STD_TORCH_CHECK(wanted[row] < V, kName, ": expected targets below ", V, ", got ", wanted[row]);
+    STD_TORCH_CHECK(wanted[row] < V, kCrossEntropy, ": expected targets below ", V, ", got ", wanted[row]);
 
   const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType kind) {
     return empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), kind);
@@ -58,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& x_, const 
   a.scale = static_cast<float>(scale);
   a.smoothing = static_cast<float>(smoothing);
   a.cap = static_cast<float>(cap);
-  a.dtype = dtype_of(x, kName);
+  a.dtype = dtype_of(x, kCrossEntropy);
   a.gradient = x_grad || weight_grad;
   std::vector<double> losses(static_cast<size_t>(N));
   const int64_t columns = (V + kColumns - 1) / kColumns;
