@@ -37,6 +37,7 @@ def diagnose() -> dict[str, Any]:
         import torch
 
         from llmcli.benchmarking.environment import environment
+        from llmcli.device import unfit
         from llmcli.ops import registry
     except ResourceError:
         raise
@@ -50,6 +51,11 @@ def diagnose() -> dict[str, Any]:
         problems.append(
             "this CPU's matrix tiles (AMX) failed the check at start, so the next instruction set serves; please report"
         )
+    problems += [
+        f"cuda:{index}: {problem}; --device auto computes on the CPU"
+        for index in range(torch.cuda.device_count())
+        if (problem := unfit(index))
+    ]
     default = default_model()
     if default["problem"]:
         problems.append(f"default model: {default['problem']}")

@@ -14,7 +14,8 @@ import torch
 
 from llmcli import __version__, description
 from llmcli.checkpoints import directory
-from llmcli.errors import InputError, ModelError, ResourceError
+from llmcli.device import choose_device
+from llmcli.errors import InputError, ModelError
 from llmcli.hub import ALIASES, DEFAULT, find
 from llmcli.models import model_class
 from llmcli.nn import prepacked, quantized
@@ -287,21 +288,6 @@ def _assign_quantized(model: Any, weights: dict[str, torch.Tensor], device: torc
         if not finite(scale):
             raise ModelError(f"{path}: {name}.scales holds NaN or infinity; expected finite scales: fetch it again")
         layer.set_quantized(q.to(device), scale.to(device))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a flag; "auto" takes the first GPU. Raises ResourceError when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r} is not known; expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
-        raise ResourceError(
-            f"device {name} is not available; this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    return device
 
 
 def _automatic_dtype(weights: dict[str, torch.Tensor], device: torch.device) -> torch.dtype:

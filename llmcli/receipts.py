@@ -17,7 +17,8 @@ from llmcli.checkpoints import directory, gguf
 from llmcli.errors import InputError, ModelError
 from llmcli.generation import constraint
 from llmcli.generation.completions import SETTINGS, Completion, Policy, Session
-from llmcli.generation.loop import Request, start_rows
+from llmcli.generation.loop import Request
+from llmcli.generation.rows import start_rows
 from llmcli.loading import Loaded
 
 SCHEMA = "llmcli/receipt/1"

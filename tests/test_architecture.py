@@ -35,6 +35,7 @@ FLOORS = {
     "encoding": 7,
     "loading": 5,
     "data": 5,
+    "device": 1,
     "hub": 4,
     "description": 4,
     "models": 3,

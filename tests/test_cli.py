@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = "from llmcli.cli import COMMANDS, main; COMMANDS['sample'] = ('tests.commands.sample', ''); main()"
 CODES = {
     "input": 2, "gate": 3, "noisy": 4, "model": 5, "resource": 6, "bug": 1, "memory": 6, "torch-memory": 6,
+    "gpu-memory": 6,
     "library": 6, "mapping": 6, "interrupt": 130, "full": 6, "missing": 5, "denied": 2, "pipe": 141,
 }  # fmt: skip
 

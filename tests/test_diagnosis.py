@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import llmcli
 from llmcli import diagnosis
@@ -48,3 +50,12 @@ def test_default_model_is_checked(tmp_path: Path, change: object, problem: str |
     change(tmp_path)
     found = diagnosis.default_model(tmp_path)["problem"]
     assert found is None if problem is None else problem in found
+
+
+def test_a_gpu_that_is_too_old_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(name="Old GPU", total_memory=8 << 30)
+    for name, value in {"device_count": 1, "get_device_properties": gpu, "get_device_name": "Old GPU"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    problem = "cuda:0: Old GPU has compute capability 7.0, expected 8.0 or newer; --device auto computes on the CPU"
+    assert problem in diagnosis.diagnose()["problems"]

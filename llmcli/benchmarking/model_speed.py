@@ -19,6 +19,7 @@ from llmcli.benchmarking.ceilings import Ceilings
 from llmcli.benchmarking.statistics import Estimate, disturbances, estimate
 from llmcli.benchmarking.timing import Clock
 from llmcli.errors import InputError
+from llmcli.nn.recorded import recorded
 from llmcli.ops import argmax
 
 
@@ -86,6 +87,7 @@ class ModelBenchmark:
         self.clock = clock
         self.samples: dict[SpeedTest, list[int]] = {test: [] for test in tests}
         self.weight: Tensor = next(model.parameters())
+        self.steps = recorded(model, self.weight.device)
         self.generator = torch.Generator().manual_seed(seed)
 
     def run(self, repetitions: int, *, warmup: int = 1) -> Iterator[int]:
@@ -106,16 +108,16 @@ class ModelBenchmark:
         state, logits = None, None
         depth = test.n_depth if test.n_prompt else max(1, test.n_depth)
         if depth:
-            logits, state = self.model.start(self._tokens(test.n_batch, depth), capacity=test.positions)
+            logits, state = self.steps.start(self._tokens(test.n_batch, depth), capacity=test.positions)
         prompt = self._tokens(test.n_batch, test.n_prompt)
         start = self._now()
         if test.n_gen:
             for _ in range(test.n_gen):
-                logits = self.model.step(argmax(logits)[0][:, None], state)  # type: ignore[arg-type]
+                logits = self.steps.step(argmax(logits)[0][:, None], state)  # type: ignore[arg-type]
         elif state is None:
-            self.model.start(prompt, capacity=test.positions)
+            self.steps.start(prompt, capacity=test.positions)
         else:
-            self.model.step(prompt, state)
+            self.steps.step(prompt, state)
         return self._now() - start
 
     def _tokens(self, batch: int, length: int) -> Tensor:

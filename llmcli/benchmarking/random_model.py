@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from llmcli.description import read_object
-from llmcli.loading import choose_device, set_cache_dtype
+from llmcli.device import choose_device
+from llmcli.loading import set_cache_dtype
 from llmcli.models import model_class
 from llmcli.ops import registry
 

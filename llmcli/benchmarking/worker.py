@@ -20,6 +20,7 @@ from llmcli import loading
 from llmcli.benchmarking.environment import environment, kernels_in_use
 from llmcli.benchmarking.model_speed import ModelBenchmark, SpeedTest, precision
 from llmcli.benchmarking.random_model import random_model
+from llmcli.device import choose_device
 from llmcli.errors import LlmcliError
 
 
@@ -41,7 +42,7 @@ class Worker:
         cache_dtype: str,
     ) -> dict[str, Any]:
         """Load a checkpoint, or random weights in a shape → its facts. Raises ModelError, ResourceError, InputError."""
-        where = loading.choose_device(device)
+        where = choose_device(device)
         if random is None:
             loaded = loading.load(
                 "default" if model is None else model,

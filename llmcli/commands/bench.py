@@ -99,14 +99,14 @@ def measure(
     **sizes: Any,
 ) -> dict[str, Any]:
     """The document with every finished test; after Ctrl-C, with the samples taken so far."""
-    import torch
 
     from llmcli.benchmarking.ceilings import Ceilings
     from llmcli.benchmarking.environment import environment, kernels_in_use
     from llmcli.benchmarking.model_speed import ModelBenchmark
+    from llmcli.device import choose_device
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(device).type
     warn_of_load()
     ceilings, facts, served = Ceilings(device), environment(), kernels_in_use(device.partition(":")[0])
     results: list[dict[str, Any]] = []

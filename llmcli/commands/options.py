@@ -44,10 +44,11 @@ class Engine:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.require_kernels:
+            from llmcli.device import choose_device
             from llmcli.ops.registry import require_kernels
 
-            automatic = "cuda" if torch.cuda.is_available() else "cpu"
-            require_kernels(automatic if self.device == "auto" else self.device, training=training)
+            where = choose_device("auto").type if self.device == "auto" else self.device
+            require_kernels(where, training=training)
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class ModelChoice(Engine):
         self.prepare()
         from llmcli import loading
         from llmcli.commands.progress import Progress, quiet_hub
+        from llmcli.commands.terminal import note
 
         quiet_hub()
         with Progress("loading weights", unit="B") as progress:
-            return loading.load(
+            loaded = loading.load(
                 "default" if self.model is None else self.model,
                 device=self.device,
                 dtype=self.dtype,
@@ -81,6 +83,11 @@ class ModelChoice(Engine):
                 cache_dtype=self.cache_dtype,
                 progress=progress,
             )
+        if self.device == "auto" and loaded.device.type == "cuda":
+            import torch
+
+            note(f"computing on {loaded.device}: {torch.cuda.get_device_name(loaded.device)}")
+        return loaded
 
 
 def gather(function: Function, kind: type[Any], argument: str, decorators: Iterable[Any]) -> Function:

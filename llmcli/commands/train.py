@@ -70,8 +70,8 @@ def command(
     """Read, tokenise, train, report."""
     engine.prepare(training=True)
     learning.check_processes(run, (*data, *files, *val))
-    from llmcli import loading
     from llmcli.data import batches, corpus
+    from llmcli.device import choose_device
     from llmcli.tokenizer import Tokenizer
     from llmcli.training import distributed
     from llmcli.training.trainer import Trainer
@@ -103,7 +103,7 @@ def command(
     recipe = learning.recipe(flags, iters=flags["iters"], ctx_size=model.config.n_positions, dtype=dtype)
     stream = learning.encode(tokenizer, documents, run.token_cache)
     windows = batches.Windows(stream, recipe.ctx_size, recipe.seed)
-    device = loading.choose_device(distributed.device(engine.device))
+    device = choose_device(distributed.device(engine.device))
     if run.verify_resume:
         return learning.verify_resume(lambda: Trainer(build()[0].to(device), windows, recipe), run)
     with distributed.join(run.sharding, device) as team:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmcli.compression.range_coder import Decoder, Encoder
 from llmcli.errors import InputError, ModelError, ResourceError
-from llmcli.generation.loop import Generates
+from llmcli.generation.rows import Generates
 from llmcli.loading import Loaded
 from llmcli.ops import registry, softmax
 from llmcli.scoring.documents import Predicts, batches

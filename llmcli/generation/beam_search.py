@@ -10,17 +10,8 @@ import torch
 
 from llmcli.errors import InputError
 from llmcli.generation.constraint import Guide
-from llmcli.generation.loop import (
-    Event,
-    Generates,
-    Request,
-    TokenLogprob,
-    Vocabulary,
-    continue_rows,
-    select_rows,
-    start_rows,
-    token_logprob,
-)
+from llmcli.generation.loop import Event, Request, TokenLogprob, token_logprob
+from llmcli.generation.rows import Generates, Vocabulary, continue_rows, select_rows, start_rows
 from llmcli.generation.sampling import Sampling, largest, permit, require_finite
 from llmcli.generation.text_stream import TextStream
 from llmcli.ops import softmax

@@ -9,38 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmcli.errors import InputError
 from llmcli.generation.constraint import Constraint, Guide
+from llmcli.generation.rows import Generates, Vocabulary, append_rows, continue_rows, select_rows, start_rows
 from llmcli.generation.sampling import SEED_LIMIT, Sampling, largest, permit, uniform
 from llmcli.generation.text_stream import TextStream
+from llmcli.nn.recorded import recorded
 from llmcli.ops import softmax
 
 MAX_SAMPLES = 4096  # of one prompt: they decode as one batch
-
-
-class Vocabulary(Protocol):
-    """What the loop needs of a tokenizer: its size, where a text ends, and the bytes of a token."""
-
-    vocab_size: int
-    eos_id: int | None
-
-    def token_bytes(self, token: int, /) -> bytes:
-        """The bytes that a token stands for, which may be part of a character."""
-
-
-class Generates(Protocol):
-    """What the loop needs of a model; the state is opaque but for `select(rows)` and `append(state)`."""
-
-    def start(self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None) -> tuple[Tensor, Any]:
-        """ids (B, T), right-padded, and lengths (B,) → logits (B, V) at each row's last token, and the state."""
-
-    def step(self, ids: Tensor, state: Any) -> Tensor:
-        """ids (B, 1), the next token of every row → logits (B, V)."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +140,8 @@ class Batch:
         slide: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._model, self._vocabulary, self._context, self._slide = model, vocabulary, context, slide
-        self._device = device
+        self._model: Generates = recorded(model, device)
+        self._vocabulary, self._context, self._slide, self._device = vocabulary, context, slide, device
         self._rows: list[_Row] = []
         self._state: Any = None
         self._logits: Tensor = torch.empty(0)
@@ -349,47 +331,6 @@ def _count(ids: Sequence[int], like: Tensor) -> Tensor:
     """How often each token of the vocabulary occurs in ids: (V,) float32."""
     ids_ = torch.tensor(ids, device=like.device)
     return torch.bincount(ids_, minlength=like.shape[-1]).float()
-
-
-@torch.inference_mode()
-def start_rows(
-    model: Generates,
-    vocabulary: Vocabulary,
-    prompts: Sequence[Sequence[int]],
-    capacity: int,
-    device: torch.device | str,
-) -> tuple[Tensor, Any]:
-    """Read prompts of any lengths as one batch: the logits (B, V) that follow each, and the state.
-
-    V is the tokenizer's size: models pad their vocabulary, and a padding entry stands for no text.
-    """
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
-    lengths = None
-    if any(len(prompt) < longest for prompt in prompts):
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    logits, state = model.start(ids, lengths, capacity=capacity)
-    return logits[:, : vocabulary.vocab_size], state
-
-
-@torch.inference_mode()
-def continue_rows(
-    model: Generates, vocabulary: Vocabulary, tokens: list[int], state: Any, device: torch.device | str
-) -> Tensor:
-    """Read one token per row: the logits (B, V) that follow."""
-    return model.step(torch.tensor(tokens, device=device)[:, None], state)[:, : vocabulary.vocab_size]
-
-
-@torch.inference_mode()
-def append_rows(state: Any, more: Any) -> None:
-    """Put another state's rows behind those of the first."""
-    state.append(more)
-
-
-@torch.inference_mode()
-def select_rows(state: Any, rows: Tensor) -> None:
-    """Keep, reorder or repeat the state's rows (N,)."""
-    state.select(rows)
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmcli.generation.loop import Generates
+from llmcli.generation.rows import Generates
 
 
 class Extends(Generates, Protocol):

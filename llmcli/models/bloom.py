@@ -157,7 +157,8 @@ class Bloom(CausalModel):
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x, update = self._embed(ids, cache)
-        gains = self._places(x)[:, :, : ids.shape[1] + (0 if cache is None else cache.max_length)]
+        T = ids.shape[1]
+        gains = self._places(x)[:, :, : T if cache is None else cache.span(T)]
         for block in self.h:
             x, update = block(x, update, gains, cache)
         if cache is not None:

@@ -181,7 +181,7 @@ class Gemma3(llama.Llama):
 
     def _embed(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x = F.embedding(ids, self.tokens)
-        x = x * x.new_tensor(self.config.hidden_size**0.5)
+        x = x * x.new_full((), self.config.hidden_size**0.5)
         return x, torch.zeros_like(x)
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
@@ -204,8 +204,8 @@ class Gemma3(llama.Llama):
         A finite number, since a tile of keys may be hidden as a whole before others are seen; and zeros while there are
         none, since scores with a bias are rounded otherwise than scores without.
         """
-        past, T = 0 if cache is None else cache.max_length, ids.shape[1]
-        keys = torch.arange(past + T, device=ids.device)
+        T = ids.shape[1]
+        keys = torch.arange(T if cache is None else cache.span(T), device=ids.device)
         positions = slice(0, T) if cache is None else cache.positions(T)
         queries = keys[positions][None] if isinstance(positions, slice) else positions  # (1 or B,T)
         hidden = keys <= queries[..., None] - self.config.sliding_window

@@ -12,6 +12,7 @@ from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.packed import PackedModel
+from llmcli.nn.static_cache import StaticCache
 from llmcli.ops import linear_logprobs, softmax
 
 # Prompts are read in pieces of this many positions, always counted from position 0, so that memory stays bounded.
@@ -19,6 +20,8 @@ CHUNK = 512
 
 # Where all logits are wanted: rows of them at a time, few enough that the same pages are used again, and in the caches.
 HEAD_ROWS = 64
+
+RECORDING = ("cuda",)  # types of devices on which steps are recorded (`nn.recorded`)
 
 
 class CausalModel(PackedModel):
@@ -187,15 +190,16 @@ class CausalModel(PackedModel):
         stack = self._fused(ids)
         if stack is not None:
             return stack.logits(*self._embed(ids, cache), cache, rows, self._turns(ids, cache))
-        x, update = (part.flatten(0, 1)[list(rows)] for part in self._blocks(ids, cache))
+        # Of a range a view: a list would be copied to the device, which no recorded step can do.
+        wanted = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else list(rows)
+        x, update = (part.flatten(0, 1)[wanted] for part in self._blocks(ids, cache))
         return self._head(x, update)
 
     def _cache(self, batch: int, capacity: int, *, n_layers: int | None = None) -> KVCache:
         c, weight = self.config, self.tokens
         held = self.cache_dtype or weight.dtype
-        return KVCache(
-            n_layers or c.n_layer, batch, capacity, c.n_kv_head, c.head_dim, dtype=held, device=weight.device
-        )
+        kind = StaticCache if weight.device.type in RECORDING and held is weight.dtype else KVCache
+        return kind(n_layers or c.n_layer, batch, capacity, c.n_kv_head, c.head_dim, dtype=held, device=weight.device)
 
     def _rounding(self, ids: Tensor) -> KVCache | None:
         """A cache for ids (B,T), where keys and values must be what steps would find there; else None."""

@@ -46,6 +46,10 @@ class KVCache:
         """Filled positions of each row, (B,) int64."""
         return torch.tensor(self._lengths, dtype=torch.int64, device=self._data.device)
 
+    def span(self, n: int) -> int:
+        """Keys that a bias for the next n positions covers: all of the longest row."""
+        return self.max_length + n
+
     def positions(self, n: int) -> slice | Tensor:
         """Positions of the next n tokens: a slice when all rows agree, else (B, n) int64."""
         if self._unequal is None:

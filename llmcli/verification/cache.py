@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmcli.generation.loop import Generates
+from llmcli.generation.rows import Generates
 from llmcli.verification.determinism import read
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import InputError
-from llmcli.generation.loop import Generates
+from llmcli.generation.rows import Generates
 from llmcli.generation.sampling import philox
 
 

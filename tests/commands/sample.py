@@ -30,6 +30,9 @@ FAILURES = {
     "torch-memory": RuntimeError(
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried"
     ),
+    "gpu-memory": RuntimeError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
+    ),
     "library": ImportError("libtorch.so: cannot open shared object file", name="torch"),
     "mapping": ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     "interrupt": KeyboardInterrupt(),

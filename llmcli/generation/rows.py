@@ -1,0 +1,70 @@
+"""Rows of a batch and a model: what the loop needs of one, and how prompts and tokens are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Vocabulary(Protocol):
+    """What the loop needs of a tokenizer: its size, where a text ends, and the bytes of a token."""
+
+    vocab_size: int
+    eos_id: int | None
+
+    def token_bytes(self, token: int, /) -> bytes:
+        """The bytes that a token stands for, which may be part of a character."""
+
+
+class Generates(Protocol):
+    """What the loop needs of a model; the state is opaque but for `select(rows)` and `append(state)`."""
+
+    def start(self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None) -> tuple[Tensor, Any]:
+        """ids (B, T), right-padded, and lengths (B,) → logits (B, V) at each row's last token, and the state."""
+
+    def step(self, ids: Tensor, state: Any) -> Tensor:
+        """ids (B, 1), the next token of every row → logits (B, V)."""
+
+
+@torch.inference_mode()
+def start_rows(
+    model: Generates,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Sequence[int]],
+    capacity: int,
+    device: torch.device | str,
+) -> tuple[Tensor, Any]:
+    """Read prompts of any lengths as one batch: the logits (B, V) that follow each, and the state.
+
+    V is the tokenizer's size: models pad their vocabulary, and a padding entry stands for no text.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+    lengths = None
+    if any(len(prompt) < longest for prompt in prompts):
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    logits, state = model.start(ids, lengths, capacity=capacity)
+    return logits[:, : vocabulary.vocab_size], state
+
+
+@torch.inference_mode()
+def continue_rows(
+    model: Generates, vocabulary: Vocabulary, tokens: list[int], state: Any, device: torch.device | str
+) -> Tensor:
+    """Read one token per row: the logits (B, V) that follow."""
+    return model.step(torch.tensor(tokens, device=device)[:, None], state)[:, : vocabulary.vocab_size]
+
+
+@torch.inference_mode()
+def append_rows(state: Any, more: Any) -> None:
+    """Put another state's rows behind those of the first."""
+    state.append(more)
+
+
+@torch.inference_mode()
+def select_rows(state: Any, rows: Tensor) -> None:
+    """Keep, reorder or repeat the state's rows (N,)."""
+    state.select(rows)
