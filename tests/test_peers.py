@@ -11,13 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import readme_table
 from benchmarks.peers import ENGINES, ROOT, engine, measures, prepare, present, report, run
-from benchmarks.peers.llama_cpp import gguf_name
+from benchmarks.peers.llama_cpp import gguf_name, stored
+from llmcli import loading
 from llmcli.benchmarking.ceilings import Ceiling
 from llmcli.benchmarking.model_speed import SpeedTest
+from llmcli.benchmarking.random_model import shape_config
 from llmcli.models.gpt2 import GPT2
 from llmcli.tokenizer import Tokenizer
 from tests.tiny import TINY
@@ -328,6 +332,38 @@ def test_names_of_gguf() -> None:
     assert gguf_name("transformer.h.11.attn.c_attn.weight") == "blk.11.attn_qkv.weight"
     assert gguf_name("transformer.wte.weight") == "token_embd.weight"
     assert gguf_name("transformer.ln_f.bias") == "output_norm.bias"
+    assert gguf_name("model.layers.3.self_attn.q_proj.weight") == "blk.3.attn_q.weight"
+    assert gguf_name("model.norm.weight") == "output_norm.weight"
+    assert gguf_name("lm_head.weight") == "output.weight"
+
+
+def test_rows_of_gguf() -> None:
+    """Pairs that turn together lie half a head apart in a checkpoint, and beside each other in GGUF."""
+    rows = np.arange(8)[:, None] + np.zeros((1, 3))  # two heads of four
+    turned = stored("model.layers.0.self_attn.k_proj.weight", rows, {"head_dim": 4})
+    assert turned[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert stored("model.layers.0.self_attn.v_proj.weight", rows, {}).tolist() == rows.tolist()
+    assert stored("transformer.h.0.attn.c_attn.weight", rows, {}).shape == (3, 8)
+
+
+def test_engines_that_take_other_kinds_of_model_only(tmp_path: Path) -> None:
+    (tmp_path / "float32").mkdir()
+    for kind, takers in (("gpt2", set(ENGINES)), ("llama", set(ENGINES) - {"llm_c"})):
+        (tmp_path / "float32/config.json").write_text(json.dumps({"model_type": kind}))
+        assert {name for name in ENGINES if prepare.reads(name, tmp_path)} == takers
+
+
+def test_a_checkpoint_of_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = shape_config("llama") | sizes | {"num_attention_heads": 4, "num_key_value_heads": 2}
+    monkeypatch.setattr(prepare, "shape_config", lambda shape: config)
+    for precision in prepare.PRECISIONS:
+        (tmp_path / precision).mkdir()
+        prepare.write_checkpoint("llama", precision, tmp_path / precision)
+    wide, narrow = (loading.load(tmp_path / precision, pack=False) for precision in prepare.PRECISIONS)
+    assert wide.model.config.n_kv_head == 2
+    assert torch.equal(wide.model.tokens.bfloat16(), narrow.model.tokens)
+    assert wide.tokenizer.vocab_size == 300
 
 
 @pytest.mark.parametrize("name", [*ENGINES, "worker", "__init__"])

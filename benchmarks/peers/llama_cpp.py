@@ -32,15 +32,55 @@ NAMES = {
     "ln_2": "ffn_norm",
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
 }
 
 
 def gguf_name(name: str) -> str:
     """`transformer.h.0.attn.c_attn.weight` → `blk.0.attn_qkv.weight`."""
-    parts = name.removeprefix("transformer.").split(".")
-    block = f"blk.{parts[1]}." if parts[0] == "h" else ""
+    parts = name.removeprefix("transformer.").removeprefix("model.").split(".")
+    block = f"blk.{parts[1]}." if parts[0] in ("h", "layers") else ""
     middle, leaf = ".".join(parts[2:-1] if block else parts[:-1]), parts[-1]
     return f"{block}{NAMES[middle]}.{leaf}"
+
+
+def describe(file: Any, config: dict[str, Any]) -> None:
+    """The sizes that llama.cpp reads, of either family."""
+    llama = config["model_type"] == "llama"
+    file.add_block_count(config["num_hidden_layers" if llama else "n_layer"])
+    file.add_context_length(config["max_position_embeddings" if llama else "n_positions"])
+    file.add_embedding_length(config["hidden_size" if llama else "n_embd"])
+    file.add_feed_forward_length(config["intermediate_size"] if llama else 4 * config["n_embd"])
+    file.add_head_count(config["num_attention_heads" if llama else "n_head"])
+    if llama:
+        file.add_head_count_kv(config["num_key_value_heads"])
+        file.add_rope_dimension_count(config["head_dim"])
+        file.add_rope_freq_base(config["rope_theta"])
+        file.add_vocab_size(config["vocab_size"])
+        file.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    else:
+        file.add_layer_norm_eps(config["layer_norm_epsilon"])
+
+
+def stored(name: str, tensor: Any, config: dict[str, Any]) -> Any:
+    """A tensor as llama.cpp wants it: matrices (out, in), pairs of rotated rows beside each other."""
+    if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        tensor = tensor.T
+    if name.endswith(("q_proj.weight", "k_proj.weight")):
+        heads = tensor.reshape(-1, 2, config["head_dim"] // 2, tensor.shape[-1])
+        tensor = heads.swapaxes(1, 2).reshape(tensor.shape)
+    return tensor.copy()
 
 
 def convert(models: Path, target: Path) -> None:
@@ -53,13 +93,8 @@ def convert(models: Path, target: Path) -> None:
     vocabulary = json.loads((models / "float32" / "tokenizer.json").read_text())["model"]
     tokens = sorted(vocabulary["vocab"], key=vocabulary["vocab"].get)
     tokens += [f"<unused {index}>" for index in range(len(tokens), config["vocab_size"])]
-    file = gguf.GGUFWriter(target / "f32.gguf", "gpt2")
-    file.add_block_count(config["n_layer"])
-    file.add_context_length(config["n_positions"])
-    file.add_embedding_length(config["n_embd"])
-    file.add_feed_forward_length(4 * config["n_embd"])
-    file.add_head_count(config["n_head"])
-    file.add_layer_norm_eps(config["layer_norm_epsilon"])
+    file = gguf.GGUFWriter(target / "f32.gguf", config["model_type"])
+    describe(file, config)
     file.add_file_type(llama_cpp.LLAMA_FTYPE_ALL_F32)
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre("gpt-2")
@@ -69,9 +104,8 @@ def convert(models: Path, target: Path) -> None:
     file.add_bos_token_id(config["bos_token_id"])
     file.add_eos_token_id(config["eos_token_id"])
     for name, tensor in load_file(models / "float32" / "model.safetensors").items():
-        if name != "lm_head.weight":
-            matrix = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))  # stored (in, out)
-            file.add_tensor(gguf_name(name), (tensor.T if matrix else tensor).copy())
+        if name != "lm_head.weight" or not config["tie_word_embeddings"]:
+            file.add_tensor(gguf_name(name), stored(name, tensor, config))
     file.write_header_to_file()
     file.write_kv_data_to_file()
     file.write_tensors_to_file()

@@ -13,6 +13,7 @@ PACKAGES: tuple[str, ...] = ()
 VARIANTS = {"float32": "float32"}
 GENERATES: tuple[str, ...] = ()
 TRAINS = tuple(VARIANTS)
+FAMILIES = ("gpt2",)
 LONGEST = 64  # the rows that its own program trains on; the activations of 4 x 1,024 would take over 10 GB
 SOURCE = "https://github.com/karpathy/llm.c"
 COMPILE = ("gcc", "-Ofast", "-fno-finite-math-only", "-march=native", "-fopenmp", "-shared", "-fPIC")

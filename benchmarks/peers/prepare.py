@@ -1,6 +1,6 @@
 """Fill the work folder: an environment for each engine, checkpoints of each shape, and what each engine makes of them.
 
-    python -m benchmarks.peers.prepare                    # about a quarter of an hour, 15 GB; what is there is kept
+    python -m benchmarks.peers.prepare                    # about a quarter of an hour, 18 GB; what is there is kept
     CMAKE_BUILD_PARALLEL_LEVEL=2 nice python -m benchmarks.peers.prepare --engines llama_cpp
 
 An engine that cannot be prepared is named with the reason, here and later in the table, and the others go on.
@@ -23,7 +23,7 @@ from benchmarks.peers import ENGINES, ROOT, WORK, engine
 from llmcli import loading
 from llmcli.benchmarking.random_model import SHAPES, shape_config
 from llmcli.checkpoints import safetensors
-from llmcli.models.gpt2 import GPT2
+from llmcli.models import model_class
 
 DEFAULT = "default"  # the embedded model, as a shape
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -67,7 +67,9 @@ def write_checkpoint(shape: str, precision: str, target: Path) -> None:
         loaded = loading.load(pack=False)
         model, tokenizer = loaded.model, (loaded.path / "tokenizer.json").read_text("utf-8")
     else:
-        model = GPT2(GPT2.Config.from_dict(shape_config(shape))).initialize(torch.Generator().manual_seed(0))
+        config = shape_config(shape)
+        architecture = model_class(config["model_type"])
+        model = architecture(architecture.Config.from_dict(config)).initialize(torch.Generator().manual_seed(0))
         tokenizer = byte_pairs(model.config.vocab_size)
     model = model.to(PRECISIONS[precision])
     config = model.config.describe() | {"dtype": precision, "bos_token_id": 0, "eos_token_id": 0}
@@ -116,9 +118,9 @@ def prepare(work: Path, name: str, shapes: list[str]) -> str | None:
     reason_file(work, name).unlink(missing_ok=True)
     try:
         install(work, name)
-        for shape in shapes:
-            models, worker = work / "models" / shape, [python_of(work, name), "-m", "benchmarks.peers.worker"]
-            once(models / name, lambda target, m=models, w=worker: run([*w, name, "convert", m, target]))
+        worker = [python_of(work, name), "-m", "benchmarks.peers.worker"]
+        for models in (work / "models" / shape for shape in shapes if reads(name, work / "models" / shape)):
+            once(models / name, lambda target, m=models: run([*worker, name, "convert", m, target]))
     except (OSError, subprocess.CalledProcessError) as error:
         last = (getattr(error, "output", None) or str(error)).strip().splitlines()[-1:]
         reason_file(work, name).write_text("".join(last), "utf-8")
@@ -126,10 +128,18 @@ def prepare(work: Path, name: str, shapes: list[str]) -> str | None:
     return None
 
 
+def reads(name: str, models: Path) -> bool:
+    """Whether an engine takes models of the kind that a shape's folder holds; most take every kind."""
+    config = json.loads((models / "float32" / "config.json").read_text("utf-8"))
+    return config["model_type"] in getattr(engine(name), "FAMILIES", (config["model_type"],))
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     """What both commands take."""
     parser.add_argument("--work", type=Path, default=WORK, help="the work folder [%(default)s]")
-    parser.add_argument("--shapes", default=f"{DEFAULT},gpt2,gpt2-medium", help=f"of {DEFAULT}, {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--shapes", default=f"{DEFAULT},gpt2,gpt2-medium,llama", help=f"of {DEFAULT}, {', '.join(SHAPES)}"
+    )
     parser.add_argument("--engines", default=",".join(ENGINES), help="[%(default)s]")
 
 

@@ -32,6 +32,7 @@ SHAPES = {
     "gpt2-medium": "GPT-2 355M",
     "gpt2-large": "GPT-2 774M",
     "gpt2-xl": "GPT-2 1.5B",
+    "llama": "Llama 125M",
     "default": "embedded model",
 }
 FIRST_TOKEN_EXTRA_S = 0.4  # over importing torch

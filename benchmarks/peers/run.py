@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.peers import ROOT, engine
 from benchmarks.peers.measures import Draws, Measure, measures, sample
-from benchmarks.peers.prepare import options, python_of, reason_file
+from benchmarks.peers.prepare import options, python_of, reads, reason_file
 from benchmarks.peers.present import Present, rest
 from benchmarks.peers.report import chart, goals_table, whole_table
 from benchmarks.peers.worker import Rows
@@ -179,8 +179,10 @@ def measure(
     """Run the rounds; yields the document after each; stops before a round that would not fit into the budget."""
     models = work / "models" / shape
     config = json.loads((models / "float32" / "config.json").read_text("utf-8"))
-    chosen, draws = measures(kinds, config["n_positions"], threads), Draws(config["vocab_size"])
-    loaded, ceilings, facts, rows = reference_models(models), Ceilings(), environment(), contestants(names, chosen)
+    context = config.get("n_positions") or config["max_position_embeddings"]
+    chosen, draws = measures(kinds, context, threads), Draws(config["vocab_size"])
+    rows = contestants([name for name in names if reads(name, models)], chosen)
+    loaded, ceilings, facts = reference_models(models), Ceilings(), environment()
     present = Present(ceilings)
     loads, imports, longest, begin = [], [], 0.0, time.perf_counter()
     for index in range(rounds):

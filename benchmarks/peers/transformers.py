@@ -86,6 +86,6 @@ class Engine:
         config = self.model.config
         if self.fixed is None:
             return DynamicCache(config=config)
-        cache = self.fixed.setdefault(batch, StaticCache(config, min(POSITIONS, config.n_positions)))
+        cache = self.fixed.setdefault(batch, StaticCache(config, min(POSITIONS, config.max_position_embeddings)))
         cache.reset()
         return cache

@@ -13,18 +13,34 @@ from llmcli.loading import set_cache_dtype
 from llmcli.models import model_class
 from llmcli.ops import registry
 
+GPT2_SIZES = {
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+}
+GPT2_KEYS = ("n_layer", "n_head", "n_embd")
 SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
-    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
-    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
-    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+    name: {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, **dict(zip(GPT2_KEYS, sizes, strict=True))}
+    for name, sizes in GPT2_SIZES.items()
+}
+SHAPES["llama"] = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
 }
 
 
 def shape_config(shape: str) -> dict[str, Any]:
     """The config of a named shape, or of a `config.json`. Raises ModelError when it is neither."""
     if shape in SHAPES:
-        return {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, **SHAPES[shape]}
+        return dict(SHAPES[shape])
     return read_object(Path(shape), f"no such config.json, and none of the named shapes: {', '.join(SHAPES)}")
 
 

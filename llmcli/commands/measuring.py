@@ -69,8 +69,8 @@ def test_options(defaults: tuple[int, int]) -> Callable[[Function], Function]:
                 option(
                     "--random",
                     metavar="SHAPE",
-                    help="No checkpoint: random weights in the shape of gpt2, gpt2-medium, gpt2-large, gpt2-xl or a "
-                    "config.json.",
+                    help="No checkpoint: random weights in the shape of gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama "
+                    "or a config.json.",
                 ),
                 option(
                     "--prompt-tokens",

@@ -13,6 +13,7 @@ from torch import Tensor
 from llmcli.benchmarking.model_speed import ModelBenchmark, SpeedTest, limit_ns, speed_tests
 from llmcli.benchmarking.random_model import SHAPES, random_model, shape_config
 from llmcli.errors import InputError, ModelError
+from llmcli.models import model_class
 from llmcli.models.gpt2 import GPT2, GPT2Config
 from tests.benchmarking.clock import SimulatedClock
 from tests.tiny import TINY
@@ -194,13 +195,15 @@ def test_random_model_runs_the_whole_way(tmp_path: Any) -> None:
     assert all(result.speed.median > 0 and result.roofline_pct > 0 for result in results)
 
 
-def test_named_shapes_are_gpt2s() -> None:
+def test_named_shapes() -> None:
     sizes = {}
     for shape in SHAPES:
         with torch.device("meta"):
-            config = {key: value for key, value in shape_config(shape).items() if key != "model_type"}
-            sizes[shape] = round(sum(p.numel() for p in GPT2(GPT2Config(**config)).parameters()) / 1e6)
-    assert sizes == {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
+            config = shape_config(shape)
+            architecture = model_class(config["model_type"])
+            model = architecture(architecture.Config.from_dict(config))
+            sizes[shape] = round(sum(p.numel() for p in model.parameters()) / 1e6)
+    assert sizes == {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558, "llama": 125}
 
 
 @pytest.mark.parametrize("text", [None, "[]", "{", "\xff"])
