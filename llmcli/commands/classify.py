@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands import lines, options
+from llmcli.commands import classes, lines, options, terminal
+from llmcli.commands.progress import Progress
+from llmcli.errors import InputError
 
 if TYPE_CHECKING:
+    from llmcli.data.examples import Labelled
     from llmcli.loading import Loaded
 
 
@@ -20,14 +24,29 @@ if TYPE_CHECKING:
         ("a line of text each", "printf 'a joy\\na bore\\n' | llmcli classify -m runs/mood"),
         ("only the labels", "llmcli classify -m runs/mood reviews.txt | cut -f1"),
         ("every probability, as JSONL", "llmcli classify -m runs/mood reviews.jsonl --format jsonl"),
+        ("three together, measured", "llmcli classify -m runs/1 --with runs/2 --with runs/3 --figures dev.jsonl"),
     ],
 )
 @click.argument("files", nargs=-1, type=click.Path(), metavar="[FILES]...")
 @options.model_options
+@options.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="MODEL",
+    help="Ask this one, too, and take the mean of the probabilities. Can be repeated.",
+)
+@options.option(
+    "--figures",
+    is_flag=True,
+    help='The texts are JSONL with "label": accuracy, precision, recall, F1 and the confusion matrix, no answers.',
+)
 @lines.line_options
 def command(
     files: tuple[str, ...],
     choice: options.ModelChoice,
+    others: tuple[str, ...],
+    figures: bool,
     batch_size: int,
     encoding_errors: str,
     format: str,
@@ -38,29 +57,53 @@ def command(
     A line out for each line in: the likeliest label, a tab, its probability. A file whose name ends with .jsonl holds
     objects with "text". JSON and JSONL have the probability of every label.
     """
+    if figures and format == "jsonl":
+        raise InputError("--figures: expected --format text or json, got jsonl")
     texts = lines.read(files, encoding_errors)
-    loaded = choice.load(kinds=("decoder", "encoder"), classifier=True)
+    labelled = list(lines.labelled(files, encoding_errors)) if figures else []
+    loaded = load(choice, others)
+    first, names = loaded[0], [one.name for one in loaded]
+    head = {"model": first.name, **({"with": names[1:]} if others else {}), "labels": list(first.labels)}
+    if figures:
+        return write_figures(loaded, labelled, head, batch_size, format, output)
     lines.write(
         answers(loaded, texts, batch_size),
         lambda result: f"{result['label']}\t{result['p']:.4f}\n",
-        {"schema": "llmcli/classification/1", "model": loaded.name, "labels": list(loaded.labels)},
-        loaded.engine(),
+        {"schema": "llmcli/classification/1", **head},
+        first.engine(),
         what="classifying",
         format=format,
         output=output,
     )
 
 
-def answers(loaded: Loaded, texts: Iterator[str], batch_size: int) -> Iterator[dict[str, Any]]:
+def load(choice: options.ModelChoice, others: Sequence[str]) -> list[Loaded]:
+    """The model of -m and the others, all of the same labels, or an InputError."""
+    kinds = ("decoder", "encoder")
+    loaded = [choice.load(kinds=kinds, classifier=True)]
+    for other in others:
+        loaded.append(dataclasses.replace(choice, model=other).load(kinds=kinds, classifier=True))
+        if loaded[-1].labels != loaded[0].labels:
+            expected, got = (", ".join(one.labels)[:200] for one in (loaded[0], loaded[-1]))
+            raise InputError(f"--with {other}: expected a classifier of {expected}; got one of {got}")
+    return loaded
+
+
+def answers(loaded: Sequence[Loaded], texts: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
     """The label, its probability and those of all labels, for each text in order."""
+    import torch
+
     from llmcli import classification
 
-    limit = loaded.model.config.n_positions
+    texts = iter(texts)
     while batch := list(islice(texts, batch_size)):
-        rows, n_cut = classification.encode(loaded.tokenizer, batch, limit, encoder=loaded.model.KIND == "encoder")
-        lines.warn_cut(n_cut, limit)
-        for block in classification.probabilities(loaded.model, rows, batch_size=batch_size, device=loaded.device):
-            yield from (answer(loaded.labels, row) for row in block.tolist())
+        blocks: list[torch.Tensor] = []
+        for one in loaded:
+            limit = one.model.config.n_positions
+            rows, n_cut = classification.encode(one.tokenizer, batch, limit, encoder=one.model.KIND == "encoder")
+            lines.warn_cut(n_cut, limit)
+            blocks += classification.probabilities(one.model, rows, batch_size=batch_size, device=one.device)
+        yield from (answer(loaded[0].labels, row) for row in torch.stack(blocks).mean(0).tolist())
 
 
 def answer(labels: Sequence[str], probabilities: list[float]) -> dict[str, Any]:
@@ -71,3 +114,33 @@ def answer(labels: Sequence[str], probabilities: list[float]) -> dict[str, Any]:
         "p": best,
         "probabilities": dict(zip(labels, probabilities, strict=True)),
     }
+
+
+def write_figures(
+    loaded: Sequence[Loaded],
+    labelled: Sequence[Labelled],
+    head: dict[str, Any],
+    batch_size: int,
+    format: str,
+    output: str | None,
+) -> None:
+    """Classify, and write how well the labels are told apart. Raises InputError for a label that no answer can be."""
+    from llmcli import classification
+
+    labels = list(loaded[0].labels)
+    for one in labelled:
+        if one.label not in labels:
+            raise InputError(f"{one.name}: expected a label among {', '.join(labels)[:200]}; got {one.label!r}")
+    got = []
+    with terminal.open_output(output) as out:
+        with Progress("classifying", total=len(labelled), unit="texts") as progress:
+            for result in answers(loaded, (one.text for one in labelled), batch_size):
+                got.append(labels.index(result["label"]))
+                progress(len(got))
+        found = classification.figures(labels, [labels.index(one.label) for one in labelled], got)
+        if format == "json":
+            document = {"schema": "llmcli/class-figures/1", **head, "n": len(got), **dataclasses.asdict(found)}
+            out.write(terminal.to_json({**document, "llmcli": loaded[0].engine()}))
+        else:
+            right = sum(found.confusion[number][number] for number in range(len(labels)))
+            out.write(f"{classes.table(found)}accuracy {100 * found.accuracy:.2f} % ({right} of {len(got)})\n")

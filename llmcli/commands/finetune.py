@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands import learning, material, terminal, watching
+from llmcli.commands import classes, learning, material, watching
 from llmcli.commands.learning import Run, recipe_options, run_options
 from llmcli.commands.options import (
     WRITES,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 RATE, LORA_RATE = 3e-4, 2e-3
 KINDS = {"lm": WRITES, "classify": ("decoder", "encoder")}  # of models that can learn a task
-FIGURES = ("precision", "recall", "f1")
 
 
 @define(
@@ -153,7 +152,7 @@ def command(
             kind="finetune",
             evaluate=evaluate,
             describe=learning.loss_in_words if lessons.labels is None else figures_in_words,
-            table=None if lessons.labels is None else figures_as_table,
+            table=None if lessons.labels is None else lambda evaluation: classes.table(evaluation.val_figures),
             sample=watching.sampler(trainer, loaded.tokenizer, run.sample_prompt) if run.sample_every else None,
         )
 
@@ -193,16 +192,3 @@ def figures_in_words(evaluation: ClassEvaluation) -> str:
         f"validation loss {evaluation.val_loss:.4f}, accuracy {100 * evaluation.val_accuracy:.2f} %, "
         f"macro F1 {evaluation.val_macro_f1:.4f}"
     )
-
-
-def figures_as_table(evaluation: ClassEvaluation) -> str:
-    """A row per class with its part of the confusion matrix, and a row of means."""
-    found = evaluation.val_figures
-    rows = [
-        [label, *(f"{one[key]:.4f}" for key in FIGURES), str(int(one["support"])), *map(str, found.confusion[number])]
-        for number, (label, one) in enumerate(found.classes.items())
-    ]
-    support = str(sum(int(one["support"]) for one in found.classes.values()))
-    rows.append(["macro", *(f"{found.macro[key]:.4f}" for key in FIGURES), support, *[""] * len(found.labels)])
-    header = ["class", *FIGURES, "texts", *(f"as {label}" for label in found.labels)]
-    return terminal.table(header, rows, right=range(1, len(header)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from llmcli.commands import options, terminal
 from llmcli.commands.parameters import Function
 from llmcli.commands.progress import Progress
 from llmcli.errors import InputError
+
+if TYPE_CHECKING:
+    from llmcli.data.examples import Labelled
 
 
 def line_options(function: Function) -> Function:
@@ -50,6 +53,16 @@ def texts(path: str, errors: str) -> Iterator[str]:
     for number, line in enumerate(terminal.read_lines(path), 1):
         source = f"line {number} of {'standard input' if path == '-' else path}"
         yield terminal.decode(line.rstrip(b"\n").removesuffix(b"\r"), source, errors)
+
+
+def labelled(files: Sequence[str], errors: str) -> Iterator[Labelled]:
+    """The texts with their labels of all JSONL files in order, of stdin without any. Raises InputError."""
+    from llmcli.data import examples
+
+    for path in files or ("-",):
+        name = "standard input" if path == "-" else path
+        for place, record in examples.split(terminal.read_text(path, errors), name, jsonl=True):
+            yield examples.labelled(record, place)
 
 
 def warn_cut(n: int, limit: int) -> None:
