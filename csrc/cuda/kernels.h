@@ -30,6 +30,20 @@ cudaError_t accumulate(const cpu::AccumulateArgs& args, int64_t rows, cudaStream
 // total = the sum of losses (rows), in an order that the number of rows gives.
 cudaError_t sum_losses(const double* losses, int64_t rows, float* total, cudaStream_t stream);
 
+// One token of each row of logits by inversion; see sample.cu. The CPU has no such kernel.
+struct SampleArgs {
+  const void* logits;      // (rows, V) contiguous
+  const double* uniforms;  // (rows), in [0, 1)
+  int64_t* tokens;         // (rows): -1 where the highest logit is not finite
+  int64_t size;            // V, at least 1
+  float temperature;       // above 0
+  int64_t top_k;           // V for all
+  double top_p;            // 1 for all
+  float lowest;            // of (logit - highest) / temperature; -infinity for all
+  cpu::DType dtype;
+};
+cudaError_t sample(const SampleArgs& args, int64_t rows, cudaStream_t stream);
+
 cudaError_t rotary(const cpu::RotaryArgs& args, int64_t positions, cudaStream_t stream);  // positions: B * T
 
 // Attention of D up to 256, without a cache; float32 has a kernel of its own.

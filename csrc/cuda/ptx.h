@@ -36,6 +36,11 @@ __device__ inline float exp2_fast(float x) {
 __device__ inline float multiply_alone(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline float add_alone(float a, float b) { return __fadd_rn(a, b); }
 
+// Adds to a number in shared memory that other threads add to.
+__device__ inline void add_shared(unsigned long long* to, unsigned long long x) { atomicAdd(to, x); }
+__device__ inline unsigned bits_of(float x) { return __float_as_uint(x); }
+__device__ inline float from_bits(unsigned x) { return __uint_as_float(x); }
+
 // sum + the products of four unsigned bytes and four signed ones (9.7.1.23).
 __device__ inline int dot_bytes(uint32_t u, uint32_t s, int sum) {
   int y;

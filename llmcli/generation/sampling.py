@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import InputError, ModelError
-from llmcli.ops import argmax, softmax
+from llmcli.ops import argmax, sample, softmax
 
 SEED_LIMIT = 2**63
 _WORD = 0xFFFFFFFF
+_NOT_FINITE = "the model's logits are not finite: do its weights contain NaN or infinity?"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Sampling:
             logits = frequency_penalty(logits, completion, self.frequency_penalty)
         if self.temperature == 0:
             return greedy(logits)
+        if logits.device.type == "cuda":
+            return self._choose_at_once(logits, uniforms)
         logits = temperature(logits, self.temperature)
         ids = None
         if 0 < self.top_k < logits.shape[-1]:
@@ -81,6 +84,20 @@ class Sampling:
         logits = min_p(logits, self.min_p)
         chosen = draw(logits, uniforms)
         return chosen if ids is None else ids.gather(-1, chosen[:, None])[:, 0]
+
+    def _choose_at_once(self, logits: Tensor, uniforms: Sequence[float]) -> Tensor:
+        """The same by one kernel: a GPU would wait for the host between the parts."""
+        tokens = sample(
+            logits,
+            torch.tensor(uniforms, dtype=torch.float64, device=logits.device),
+            temperature=self.temperature,
+            top_k=int(self.top_k),
+            top_p=self.top_p,
+            min_p=self.min_p,
+        )
+        if bool((tokens < 0).any()):
+            raise ModelError(_NOT_FINITE)
+        return tokens
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -216,4 +233,4 @@ def require_finite(highest: Tensor) -> None:
     """Raise ModelError unless every row's highest logit is finite."""
     # The maximum is NaN if any logit is, and infinite if any is +inf or all are -inf.
     if not all(map(math.isfinite, highest.flatten().tolist())):
-        raise ModelError("the model's logits are not finite: do its weights contain NaN or infinity?")
+        raise ModelError(_NOT_FINITE)

@@ -19,6 +19,7 @@ from llmcli.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llmcli.ops.quantize import quantize
 from llmcli.ops.recurrent_cell import gru_cell, lstm_cell
 from llmcli.ops.rotary import rotary
+from llmcli.ops.sample import sample
 from llmcli.ops.softcap import softcap
 from llmcli.ops.softmax import softmax
 
@@ -45,6 +46,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rotary",
+    "sample",
     "silu_gate",
     "softcap",
     "softmax",

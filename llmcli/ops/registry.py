@@ -20,6 +20,7 @@ from llmcli.errors import ResourceError
 
 _LIBRARY = torch.library.Library("llmcli", "FRAGMENT")
 _NAMES: list[str] = []
+_DEVICES: dict[str, tuple[str, ...]] = {}  # that an operator is for
 _FALLBACKS: dict[str, Callable[..., Any]] = {}
 
 
@@ -58,12 +59,13 @@ def define(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     save: Callable[..., Any] | None = None,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
 ) -> Any:
     """Declare `llmcli::<schema>`; returns the callable operator.
 
     fallback computes with torch's operators on any device without a kernel, and everywhere in float64, which no
     kernel serves; fake gives shapes and strides only; backward(ctx, *grads) and save(ctx, inputs, output) are the
-    autograd formula, where there is one.
+    autograd formula, where there is one. devices are those whose kernel the operator is for.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -72,6 +74,7 @@ def define(
     if backward is not None:
         torch.library.register_autograd(f"llmcli::{name}", backward, setup_context=save, lib=_LIBRARY)
     _NAMES.append(name)
+    _DEVICES[name] = devices
     _FALLBACKS[name] = fallback
     operator = getattr(torch.ops.llmcli, name).default
     exact = fallback if backward is None else _differentiable(fallback, backward, save)
@@ -99,6 +102,7 @@ def status() -> list[OpStatus]:
         OpStatus(name, device, "kernel" if _has_kernel(name, device) else "torch")
         for device in devices
         for name in _NAMES
+        if device in _DEVICES[name]
     ]
 
 
@@ -113,7 +117,7 @@ def require_kernels(device: str, *, training: bool = True) -> None:
     Without training, the operators of the backward pass do not count: nothing calls them.
     """
     kind = device.partition(":")[0]
-    names = [name for name in _NAMES if training or not name.endswith("_backward")]
+    names = [name for name in _NAMES if kind in _DEVICES[name] and (training or not name.endswith("_backward"))]
     missing = [name for name in names if not _has_kernel(name, kind)]
     if missing:
         why = f": {why_no_kernels}" if kernels is None else ""

@@ -222,3 +222,10 @@ def test_largest_orders_ties_by_index() -> None:
 def test_values_outside_their_range_are_refused(name: str, value: object) -> None:
     with pytest.raises(InputError, match=name):
         Sampling(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_choice_of_one_kernel_is_that_of_its_parts() -> None:
+    sampling, logits = Sampling(temperature=0.8, top_k=9, top_p=0.9, min_p=0.05), torch.arange(60.0).view(2, 30).sin()
+    assert torch.equal(sampling._choose_at_once(logits, [0.3, 0.9]), sampling.choose(logits, [0.3, 0.9]))
+    with pytest.raises(ModelError, match="not finite"):
+        sampling._choose_at_once(logits.log(), [0.3, 0.9])

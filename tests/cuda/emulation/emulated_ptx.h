@@ -48,6 +48,17 @@ inline float exp2_fast(float x) {
 }
 inline float multiply_alone(float a, float b) { return a * b; }
 inline float add_alone(float a, float b) { return a + b; }
+inline void add_shared(unsigned long long* to, unsigned long long x) { *to += x; }
+inline unsigned bits_of(float x) {
+  unsigned y;
+  std::memcpy(&y, &x, 4);
+  return y;
+}
+inline float from_bits(unsigned x) {
+  float y;
+  std::memcpy(&y, &x, 4);
+  return y;
+}
 inline int dot_bytes(uint32_t u, uint32_t s, int sum) {
   for (int i = 0; i < 32; i += 8)
     sum += static_cast<int>(u >> i & 255) * static_cast<int>(static_cast<int8_t>(s >> i & 255));
