@@ -1,12 +1,13 @@
 // Linear layers on weights of 8 or 4 bits: the arithmetic, the packed layout and the bits of
-// cpu/linear_quantized.h. One kernel brings rows of x to eight bits. In the other, a block has 16 columns of
-// a panel and up to 8 rows; its half-warps take pieces of 32 inputs. A thread has a column, so that half a
-// warp reads 64 bytes of each step and no thread needs another one's sums, which wait in shared memory as
-// integers; then each group's becomes a float, and groups are added in rising order.
+// cpu/linear_quantized.h. One kernel brings rows of x to eight bits; another multiplies up to 32 rows and a
+// third, on tensor cores, more: a rule of speed alone, because sums of whole numbers are exact in any order.
 //
-// Limit: K N (1 + 2 / 128) or K N (1 / 2 + 2 / 32) bytes once per 8 rows; the other blocks of rows, next in
-// the grid, find them in the L2 cache. A thread's loads of a piece, 4 or 8, are under way together, for one
-// row those of 4 pieces, and no barrier comes between pieces, up to kPieces of them.
+// Few rows: a block has 16 columns of a panel and up to 8 rows; its half-warps take pieces of 32 inputs. A
+// thread has a column, so that half a warp reads 64 bytes of each step and no thread needs another one's
+// sums, which wait in shared memory as integers; then each group's becomes a float, and groups are added in
+// rising order. Limit: K N (1 + 2 / 128) or K N (1 / 2 + 2 / 32) bytes once per 8 rows; the other blocks of
+// rows, next in the grid, find them in the L2 cache. A thread's loads of a piece, 4 or 8, are under way
+// together, for one row those of 4 pieces, and no barrier comes between pieces, up to kPieces of them.
 #include "kernels.h"
 #include "launch.h"
 #include "warp.h"
@@ -111,6 +112,17 @@ __device__ void store_output(const cpu::QuantizedLinearArgs& a, int64_t row, int
   }
 }
 
+__device__ void store_any(const cpu::QuantizedLinearArgs& a, int64_t row, int64_t column, float y) {
+  switch (a.dtype) {
+    case cpu::DType::f32:
+      return store_output<float>(a, row, column, y);
+    case cpu::DType::bf16:
+      return store_output<bf16>(a, row, column, y);
+    case cpu::DType::f16:
+      return store_output<f16>(a, row, column, y);
+  }
+}
+
 template <int kBits, int kRows>
 __global__ void __launch_bounds__(kThreads)
     product(const cpu::QuantizedLinearArgs a, const Sizes sizes, const int64_t blocks) {
@@ -151,14 +163,101 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (half >= kRows || row + half >= a.rows || column >= a.outputs) return;
-  switch (a.dtype) {
-    case cpu::DType::f32:
-      return store_output<float>(a, row + half, column, y);
-    case cpu::DType::bf16:
-      return store_output<bf16>(a, row + half, column, y);
-    case cpu::DType::f16:
-      return store_output<f16>(a, row + half, column, y);
+  store_any(a, row + half, column, y);
+}
+
+// Many rows: a warp multiplies 32 of them by a panel on tensor cores, group by group, with no shared memory.
+// The order of inputs within a product is free, and so is that of columns among its tiles of 8: lane 4 n + i
+// takes the quads 2 i and 2 i + 1 of 32 inputs, and tile j of each half of the panel has its columns 4 n + j.
+// So 8 bytes of q and 16 bytes of weights lie together, and a lane's sums are of 4 consecutive columns.
+constexpr int kWarps = 4, kTileRows = 32;
+struct alignas(8) Quads {
+  uint32_t low, high;
+};
+
+template <int kBits>
+__global__ void __launch_bounds__(32 * kWarps)
+    tensor_product(const cpu::QuantizedLinearArgs a, const Sizes sizes, const int64_t blocks) {
+  constexpr int kHalfPanel = cpu::kQuantizedPanel / 2;
+  const int lane = static_cast<int>(threadIdx.x) % 32, n = lane / 4, i = lane % 4;
+  const int64_t panel = blockIdx.x / blocks;
+  const int64_t row = (blockIdx.x % blocks * kWarps + threadIdx.x / 32) * kTileRows;
+  if (row >= a.rows) return;
+  int64_t rows[4];  // of the sums: 0 and 1 of the upper tile, 2 and 3 of the lower one
+#pragma unroll
+  for (int r = 0; r < 4; ++r) rows[r] = row + n + 8 * r < a.rows ? row + n + 8 * r : a.rows - 1;
+  float y[2][2][4][4] = {};  // [half of the panel][tile of rows][j][as in a fragment]
+  const uint8_t* group = a.w + panel * sizes.panel;
+  for (int64_t g = 0; g < sizes.groups; ++g, group += kGroupBytes<kBits>) {
+    const uint32_t* const w = reinterpret_cast<const uint32_t*>(group) + kHalfPanel;
+    int starts[4];
+    float scales[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      starts[r] = a.starts[rows[r] * sizes.groups + g];
+      scales[r] = a.scales[rows[r] * sizes.groups + g];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int sums[2][4][4];
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sums[t][j][e] = starts[2 * t + e / 2];
+#pragma unroll 2
+      for (int64_t k = 0; k < kGroup<kBits> && g * kGroup<kBits> + k < sizes.padded; k += kPiece) {
+        const int64_t at = g * kGroup<kBits> + k;
+        uint32_t x[2][4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const Quads q = *reinterpret_cast<const Quads*>(a.q + rows[r] * sizes.row + at + 8 * i);
+          x[r / 2][r % 2] = q.low, x[r / 2][2 + r % 2] = q.high;
+        }
+        Vector<uint32_t> u[2]{};
+        constexpr int kWords = 8 / kUnit<kBits>;  // of a lane: two quads of 8 bits, or both in one of 4
+#pragma unroll
+        for (int p = 0; p < kWords; ++p) {
+          const int64_t step = k / kUnit<kBits> + kWords * i + p;
+          if (at + 8 * i + 4 * p < sizes.padded)
+            u[p] = *reinterpret_cast<const Vector<uint32_t>*>(w + step * cpu::kQuantizedPanel +
+                                                              half * kHalfPanel + 4 * n);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t low = kBits == 8 ? u[0].at[j] : u[0].at[j] & 0x0f0f0f0f,
+                         high = kBits == 8 ? u[1].at[j] : u[0].at[j] >> 4 & 0x0f0f0f0f;
+          multiply_bytes(x[0], low, high, sums[0][j]);
+          multiply_bytes(x[1], low, high, sums[1][j]);
+        }
+      }
+      const cpu::bf16* const columns = reinterpret_cast<const cpu::bf16*>(group) + half * kHalfPanel;
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float column = to_float(columns[4 * (2 * i + e % 2) + j]);
+#pragma unroll
+          for (int t = 0; t < 2; ++t)
+            y[half][t][j][e] =
+                add_alone(y[half][t][j][e], multiply_alone(static_cast<float>(sums[t][j][e]),
+                                                           multiply_alone(scales[2 * t + e / 2], column)));
+        }
+    }
   }
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int t = 0; t < 2; ++t)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int64_t at = row + n + 16 * t + 8 * (e / 2);
+          const int64_t column = panel * cpu::kQuantizedPanel + half * kHalfPanel + 4 * (2 * i + e % 2) + j;
+          if (at < a.rows && column < a.outputs) store_any(a, at, column, y[half][t][j][e]);
+        }
 }
 
 template <int kBits, int kRows>
@@ -179,6 +278,12 @@ cudaError_t launch_both(const cpu::QuantizedLinearArgs& args, cudaStream_t strea
       return launch(rows_to_bytes<decltype(element), kBits>, grid, kThreads, 0, stream, args, sizes);
     });
     if (error != cudaSuccess) return error;
+  }
+  if (args.rows > kTileRows) {  // fewer leave most of the GPU without a warp
+    const int64_t blocks = (args.rows + kWarps * kTileRows - 1) / (kWarps * kTileRows);
+    const int64_t panels = (args.outputs + cpu::kQuantizedPanel - 1) / cpu::kQuantizedPanel;
+    return launch(tensor_product<kBits>, dim3(static_cast<unsigned>(panels * blocks)), 32 * kWarps, 0, stream,
+                  args, sizes, blocks);
   }
   if (args.rows == 1) return launch_product<kBits, 1>(args, stream);
   return args.rows <= 4 ? launch_product<kBits, 4>(args, stream) : launch_product<kBits, 8>(args, stream);

@@ -86,7 +86,7 @@ class Sampling:
         return chosen if ids is None else ids.gather(-1, chosen[:, None])[:, 0]
 
     def _choose_at_once(self, logits: Tensor, uniforms: Sequence[float]) -> Tensor:
-        """The same by one kernel: a GPU would wait for the host between the parts."""
+        """The same by one kernel, the tokens on the host: one wait for the GPU, where the parts would take several."""
         tokens = sample(
             logits,
             torch.tensor(uniforms, dtype=torch.float64, device=logits.device),
@@ -94,7 +94,7 @@ class Sampling:
             top_k=int(self.top_k),
             top_p=self.top_p,
             min_p=self.min_p,
-        )
+        ).cpu()
         if bool((tokens < 0).any()):
             raise ModelError(_NOT_FINITE)
         return tokens

@@ -18,7 +18,7 @@ def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     """rule_breakers.cu; every function returns an error's text."""
     sources = [building.EMULATION / name for name in ("rule_breakers.cu", "torch_cuda.cpp")]
     found = ctypes.CDLL(str(building.shared_library(sources, request.config.cache.mkdir("cuda-emulation"))))  # type: ignore[union-attr]
-    for name in ("run", "run_loads", "run_multiplies", "run_copies"):
+    for name in ("run", "run_loads", "run_multiplies", "run_multiplies_bytes", "run_copies"):
         getattr(found, name).restype = ctypes.c_char_p
     return found
 
@@ -96,6 +96,26 @@ def test_fragments_of_a_product_lie_as_its_figures_show(library: ctypes.CDLL) ->
     sums = quarters(c).contiguous()
     assert library.run_multiplies(at(registers[0]), at(registers[1]), at(sums)) == b"no error"
     assert torch.equal(sums, quarters(a @ b + c))
+
+
+def test_fragments_of_a_product_of_bytes_lie_as_its_figures_show(library: ctypes.CDLL) -> None:
+    """PTX ISA, "Matrix Fragments for mma.m16n8k32": blocks of 8 x 16 bytes, four of a row in each lane."""
+    g = torch.Generator().manual_seed(0)
+    a, b, c = (
+        torch.randint(-128, 128, (16, 32), generator=g),
+        torch.randint(256, (32, 8), generator=g),
+        torch.ones(16, 8),
+    )
+
+    def blocks(x: torch.Tensor, width: int) -> torch.Tensor:
+        """Blocks of 8 rows and `width`, down the first column of blocks and then the next, as (32 lanes, …)."""
+        parts = x.unflatten(0, (-1, 8)).unflatten(2, (-1, width)).permute(2, 0, 1, 3)
+        return parts.reshape(-1, 32, width // 4).transpose(0, 1).flatten(1).contiguous()
+
+    sums = blocks(c.int(), 8)
+    registers = blocks(a.to(torch.int8), 16), blocks(b.T.to(torch.uint8), 16)
+    assert library.run_multiplies_bytes(at(registers[0]), at(registers[1]), at(sums)) == b"no error"
+    assert torch.equal(sums, blocks((a @ b + 1).int(), 8))
 
 
 @pytest.mark.parametrize("reverse", [0, 1])

@@ -26,11 +26,14 @@ __all__ = [
 
 
 @both
-@pytest.mark.parametrize("K", [1, 36, 130, 4400])  # less than a piece, odd ends, more pieces than wait at a time
-def test_any_number_of_rows(isa: str, K: int, bits: int) -> None:
+@pytest.mark.parametrize(
+    ("K", "counts"),  # less than a piece, odd ends, more pieces than wait at a time; above 32 rows on tensor cores
+    [(1, (1, 3, 33)), (36, (1, 3, 9, 33, 150)), (130, (4, 9, 64)), (2080, (9,)), (4110, (1,))],
+)
+def test_any_number_of_rows(isa: str, K: int, counts: tuple[int, ...], bits: int) -> None:
     q, scale = integers(20, K, bits)
-    packed, x = torch.ops.llmcli.linear_quantized_pack(q, scale, K), normal(9, K, seed=K)
+    packed, x = torch.ops.llmcli.linear_quantized_pack(q, scale, K), normal(max(counts), K, seed=K)
     assert torch.equal(packed, _pack_fallback(q, scale, K))
     expected = _linear_fallback(x, packed, None, 20, bits)
-    for M in (1, 3, 9):
+    for M in counts:
         assert torch.equal(linear_quantized(x[:M], packed, None, 20, bits), expected[:M]), M

@@ -141,6 +141,32 @@ void multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&c)[4]) {
   });
 }
 
+// The section on m16n8k32: byte i of a lane's registers; c as above.
+inline int row_of_byte_a(int lane, int i) { return lane / 4 + (i / 4 % 2 == 0 ? 0 : 8); }
+inline int column_of_byte_a(int lane, int i) { return lane % 4 * 4 + i % 4 + (i < 8 ? 0 : 16); }
+inline int row_of_byte_b(int lane, int i) { return lane % 4 * 4 + i % 4 + (i < 4 ? 0 : 16); }
+
+inline void multiply_bytes(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int (&c)[4]) {
+  struct Operands {
+    const uint32_t* a;
+    uint32_t b[2];
+    int* c;
+  } mine{a, {b0, b1}, c};
+  emulation::together("multiply_bytes", &mine, [](Operands** all) {
+    int a[16][32], b[8][32];
+    for (int lane = 0; lane < emulation::kWarp; ++lane) {
+      for (int i = 0; i < 16; ++i)
+        a[row_of_byte_a(lane, i)][column_of_byte_a(lane, i)] =
+            static_cast<int8_t>(all[lane]->a[i / 4] >> (i % 4 * 8) & 255);
+      for (int i = 0; i < 8; ++i)
+        b[lane / 4][row_of_byte_b(lane, i)] = static_cast<int>(all[lane]->b[i / 4] >> (i % 4 * 8) & 255);
+    }
+    for (int lane = 0; lane < emulation::kWarp; ++lane)
+      for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 32; ++k) all[lane]->c[i] += a[row_of_c(lane, i)][k] * b[column_of_c(lane, i)][k];
+  });
+}
+
 template <bool kTransposed>
 void load_matrices_emulated(const void* row, uint32_t (&x)[4]) {
   check_shared("load_matrices", row);

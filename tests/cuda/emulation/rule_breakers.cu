@@ -52,6 +52,11 @@ __global__ void multiplies(const uint32_t* a, const uint32_t* b, float* c) {
   multiply<bf16>(*reinterpret_cast<const uint32_t (*)[4]>(a + lane * 4), b[lane * 2], b[lane * 2 + 1],
                  *reinterpret_cast<float (*)[4]>(c + lane * 4));
 }
+__global__ void multiplies_bytes(const uint32_t* a, const uint32_t* b, int* c) {
+  const int lane = static_cast<int>(threadIdx.x);
+  multiply_bytes(*reinterpret_cast<const uint32_t (*)[4]>(a + lane * 4), b[lane * 2], b[lane * 2 + 1],
+                 *reinterpret_cast<int (*)[4]>(c + lane * 4));
+}
 // Asks for 16 bytes and reads them, with a wait for them or without.
 __global__ void copies(const float* x, float* y, bool wait) {
   float* const shared = shared_memory<float>();
@@ -94,6 +99,12 @@ extern "C" __attribute__((visibility("default"))) const char* run_multiplies(con
                                                                              const uint32_t* b, float* c) {
   using namespace llmcli::cuda;
   return cudaGetErrorString(launch(multiplies, dim3(1), 32, 0, nullptr, a, b, c));
+}
+extern "C" __attribute__((visibility("default"))) const char* run_multiplies_bytes(const uint32_t* a,
+                                                                                   const uint32_t* b,
+                                                                                   int* c) {
+  using namespace llmcli::cuda;
+  return cudaGetErrorString(launch(multiplies_bytes, dim3(1), 32, 0, nullptr, a, b, c));
 }
 extern "C" __attribute__((visibility("default"))) const char* run_copies(const float* x, float* y, int wait) {
   using namespace llmcli::cuda;
