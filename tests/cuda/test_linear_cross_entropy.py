@@ -6,20 +6,29 @@ import pytest
 import torch
 
 from llmcli.ops import linear_cross_entropy
+from tests.ops.samples import DTYPES
 from tests.ops.test_linear_cross_entropy import (
     make,
     peers,
-    test_close_to_float64,
     test_rows_that_do_not_count_have_no_gradient,
     test_what_is_not_finite_shows,
 )
+from tests.ops.test_linear_cross_entropy import test_close_to_float64 as close_to_float64
 from tests.ops.tolerance import assert_gradient_within_budget, assert_within_budget
 
 __all__ = [
-    "test_close_to_float64",
     "test_rows_that_do_not_count_have_no_gradient",
     "test_what_is_not_finite_shows",
 ]
+
+
+@pytest.mark.parametrize(("smoothing", "cap"), [(0.0, None), (0.1, 2.0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 17, 31), (13, 24, 2100)])
+def test_close_to_float64(
+    isa: str, shape: tuple[int, int, int], dtype: torch.dtype, smoothing: float, cap: float | None
+) -> None:
+    close_to_float64(isa, shape, dtype, smoothing, cap)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
