@@ -26,7 +26,7 @@ from llmcli.benchmarking.statistics import estimate, estimate_ratio, verdict
 from llmcli.benchmarking.timing import Interleaved, Work, calls_per_sample, synchronized
 from llmcli.device import choose_device
 from llmcli.errors import GateFailed, LlmcliError, ResourceError
-from llmcli.nn.recorded import Record, cuda_graph
+from llmcli.nn.recorded import CudaGraphs, Record
 
 RESULTS = Path(__file__).parent / "results"
 MOST_CALLS = 200  # in one recording
@@ -53,10 +53,11 @@ def replays(work: Work, device: torch.device, record: Record) -> tuple[Work, int
     return synchronized(record(run, device)[1], device), calls
 
 
-def measure(row: Row, device: torch.device, rounds: int, record: Record = cuda_graph) -> dict[str, Any]:
+def measure(row: Row, device: torch.device, rounds: int, record: Record | None = None) -> dict[str, Any]:
     """One row as JSON: rates, ratios to every other contestant, and why one could not run."""
     errors: dict[str, str] = {}
     ready: dict[str, tuple[Work, int]] = {}
+    record = record or CudaGraphs()
     with torch.inference_mode(not row.gradients):
         first: Any = None
         for name, work in row.build(device).items():

@@ -15,25 +15,34 @@ from llmcli.nn.static_cache import StaticCache
 Record = Callable[[Callable[[], Tensor], torch.device], tuple[Tensor, Callable[[], None]]]
 
 
-def cuda_graph(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], None]]:
-    """Record what run() puts on the GPU, which does not work on it yet: where its result will lie, and what does it.
+KEPT = 16  # recordings of a model: rows that come and go come back to a number of rows that has been recorded
 
-    Raises RuntimeError for what cannot be recorded, such as numbers that go to the GPU or come from it.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        result = run()
 
-    def replay() -> None:
-        with torch.cuda.device(device):
-            graph.replay()
+class CudaGraphs:
+    """Recorder of CUDA graphs, which share their working memory: their replays must follow each other."""
 
-    return result, replay
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], None]]:
+        """Record what run() puts on the GPU, which does nothing yet: where its result will lie, and what does it.
+
+        Raises RuntimeError for what cannot be recorded, such as numbers that go to the GPU or come from it.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=self._pool):
+            result = run()
+        self._pool = graph.pool()
+
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
+        return result, replay
 
 
 @dataclass(frozen=True)
 class _Recording:
-    address: tuple[object, ...]  # of the state
     ids: Tensor
     logits: Tensor
     replay: Callable[[], None]
@@ -43,14 +52,14 @@ class Recorded:
     """A model as the decoding loop takes it: a step of one token over a `StaticCache` is recorded, then replayed.
 
     The first step of a cache runs as it is, since what is set up once must not be recorded; the second is recorded, and
-    again when rows have come or gone. Logits lie where the next step puts its own. A step that cannot be recorded runs
-    as it is from then on, after one warning.
+    so are those of other numbers of rows, of which the last KEPT stay. Logits lie where the next step puts its own. A
+    step that cannot be recorded runs as it is from then on, after one warning.
     """
 
-    def __init__(self, model: Any, record: Record = cuda_graph):
-        self._model, self._record = model, record
-        self._met: tuple[object, ...] | None = None  # the address that a step has run at
-        self._recording: _Recording | None = None
+    def __init__(self, model: Any, record: Record | None = None):
+        self._model, self._record = model, record or CudaGraphs()
+        self._met: tuple[object, ...] | None = None  # the address of the step before
+        self._recordings: dict[tuple[object, ...], _Recording] = {}  # by the state's address
         self._refused = False
 
     def start(self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None) -> tuple[Tensor, Any]:
@@ -63,15 +72,15 @@ class Recorded:
         if self._refused or ids.shape[1] != 1 or not isinstance(state, StaticCache):
             return self._run(ids, state)
         state.reserve(1)
-        if self._met != state.address:
-            self._met, self._recording = state.address, None
-            return self._run(ids, state)
-        if self._recording is None or self._recording.address != state.address:
-            return self._begin(ids, state)
-        self._recording.ids.copy_(ids)
-        self._recording.replay()
+        address = state.address
+        before, self._met = self._met, address
+        recording = self._recordings.get(address)
+        if recording is None:
+            return self._begin(ids, state) if before == address else self._run(ids, state)
+        recording.ids.copy_(ids)
+        recording.replay()
         state.count(1)
-        return self._recording.logits
+        return recording.logits
 
     def _run(self, ids: Tensor, state: Any) -> Tensor:
         logits: Tensor = self._model.step(ids, state)
@@ -88,7 +97,9 @@ class Recorded:
             logging.getLogger(__name__).warning("warning: steps run one by one, since none can be recorded: %s", reason)
             state.set_lengths(lengths)
             return self._run(ids, state)
-        self._recording = _Recording(state.address, held, logits, replay)
+        if len(self._recordings) == KEPT:
+            del self._recordings[next(iter(self._recordings))]
+        self._recordings[state.address] = _Recording(held, logits, replay)
         replay()
         return logits
 

@@ -29,7 +29,8 @@ class StaticCache(KVCache):
         device: torch.device,
     ):
         super().__init__(n_layers, batch, capacity, n_kv_heads, head_dim, dtype=dtype, device=device)
-        self._filled = torch.zeros(batch, dtype=torch.int64, device=device)  # the lengths, where steps find them
+        # The lengths, where steps find them; of fewer rows they are the first, at the same address each time.
+        self._filled = self._most = torch.zeros(batch, dtype=torch.int64, device=device)
         self._step: tuple[Tensor, Tensor] | None = None  # of the step under way: places (B,T) and ends (B,)
 
     @property
@@ -79,10 +80,10 @@ class StaticCache(KVCache):
     def set_lengths(self, lengths: list[int]) -> None:
         """Forget everything behind these lengths, one per row."""
         self._lengths, found = list(lengths), torch.tensor(lengths, dtype=torch.int64)
-        if len(lengths) == len(self._filled):
-            self._filled.copy_(found)
-        else:
-            self._filled = found.to(self._data.device)
+        if len(lengths) > len(self._most):
+            self._most = found.to(self._data.device)
+        self._filled = self._most[: len(lengths)]
+        self._filled.copy_(found)
         self._step = None
 
     def _places(self, n: int) -> tuple[Tensor, Tensor]:

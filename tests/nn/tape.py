@@ -42,7 +42,7 @@ class Tape(TorchDispatchMode):
         return result
 
     def record(self, run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], None]]:
-        """What `llmcli.nn.recorded.cuda_graph` does."""
+        """What `llmcli.nn.recorded.CudaGraphs` does."""
         self.calls, self.before = [], []
         try:
             with self:
