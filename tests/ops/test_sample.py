@@ -10,7 +10,7 @@ import torch
 from torch import library
 
 from llmcli.generation.sampling import Sampling, uniform
-from llmcli.ops import sample
+from llmcli.ops import registry, sample
 from tests.ops.samples import normal
 
 SETTINGS: list[dict[str, Any]] = [
@@ -53,6 +53,10 @@ def test_what_is_not_finite(isa: str) -> None:
     assert tokens[:3] == [-1, -1, -1]
     assert 0 <= tokens[3] < 10
     assert sample(logits[:0], uniforms[:0], temperature=1.0).shape == (0,)
+
+
+def test_the_cpu_needs_no_kernel_for_it() -> None:
+    assert "sample" not in {operator.name for operator in registry.status() if operator.device == "cpu"}
 
 
 def test_opcheck_and_errors() -> None:
