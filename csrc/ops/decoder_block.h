@@ -47,6 +47,17 @@ struct Norm {
         "decoder: expected a contiguous norm bias like its weight");
     wide = own == ScalarType::Float;
   }
+
+  cpu::NormArgs args(int64_t size, float eps, cpu::DType dtype) const {
+    cpu::NormArgs a{};
+    a.weight = weight;
+    a.bias = bias;
+    a.wide_weight = wide;
+    a.size = size;
+    a.eps = eps;
+    a.dtype = dtype;
+    return a;
+  }
 };
 
 struct Block {

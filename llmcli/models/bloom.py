@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.errors import ModelError
+from llmcli.nn import decoder
 from llmcli.nn.causal import CausalModel
 from llmcli.nn.config import read, refuse
+from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.packed import Embedding
@@ -108,6 +110,11 @@ class Block(nn.Module):
         hidden = gelu(self.dense_h_to_4h.project(normed), self.dense_h_to_4h.bias, approximate="tanh")
         return x, self.dense_4h_to_h(hidden)
 
+    def describe(self, scale: float) -> decoder.Block:
+        """The packed layers, as one operator takes them."""
+        norms, up, down = (self.input_layernorm, self.post_attention_layernorm), self.dense_h_to_4h, self.dense_4h_to_h
+        return decoder.Block(norms[0], self.query_key_value, self.dense, norms[1], up, down, scale)
+
 
 class Bloom(CausalModel):
     """The whole model; its parameters hold whatever was in memory until a checkpoint or `initialize` fills them."""
@@ -157,21 +164,36 @@ class Bloom(CausalModel):
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x, update = self._embed(ids, cache)
-        T = ids.shape[1]
-        gains = self._places(x)[:, :, : T if cache is None else cache.span(T)]
+        gains = self._turns(ids, cache)[0]
         for block in self.h:
             x, update = block(x, update, gains, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
         return x, update
 
+    def _turns(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor]:
+        T = ids.shape[1]
+        return (self._places(self.tokens)[:, :, :, : T if cache is None else cache.span(T)],)
+
+    def _describe(self, head: Tensor) -> DecoderStack:
+        config = self.config
+        return DecoderStack(
+            [block.describe(config.head_dim**-0.5) for block in self.h],  # type: ignore[operator]
+            self.ln_f,
+            head,
+            vocab_size=config.vocab_size,
+            n_heads=config.n_head,
+            activation="gelu_tanh",
+            interleaved=True,
+        )
+
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:
         return add_layer_norm(update, x, self.ln_f.weight, self.ln_f.bias, eps=self.ln_f.eps)[0]
 
     def _places(self, like: Tensor) -> Tensor:
-        """What each key gains by its place, (H,1,n_positions); a softmax sees differences only, so no query enters."""
+        """What a key gains by its place, (1,H,1,n_positions); a softmax sees differences only, so no query enters."""
         if self._gains is None or self._gains.device != like.device:
             with torch.inference_mode(False):  # training may use what an evaluation made
                 places = torch.arange(self.config.n_positions, dtype=torch.float32)
-                self._gains = (slopes(self.config.n_head)[:, None] * places)[:, None].to(like.device)
+                self._gains = (slopes(self.config.n_head)[:, None] * places)[None, :, None].to(like.device)
         return self._gains

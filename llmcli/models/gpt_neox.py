@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.errors import ModelError
+from llmcli.nn import decoder
 from llmcli.nn.causal import CausalModel
 from llmcli.nn.config import choose, read, refuse
+from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.packed import Embedding
@@ -147,6 +149,12 @@ class Block(nn.Module):
         normed, x = add_layer_norm(update, x, second.weight, second.bias, eps=second.eps)
         return x, self.mlp(normed)
 
+    def describe(self, scale: float) -> decoder.Block:
+        """The packed layers, as one operator takes them."""
+        attn, mlp = self.attention, self.mlp
+        qkv, out, up, down = attn.query_key_value, attn.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h
+        return decoder.Block(self.input_layernorm, qkv, out, self.post_attention_layernorm, up, down, scale)
+
 
 class GPTNeoX(CausalModel):
     """The whole model; its parameters hold whatever was in memory until a checkpoint or `initialize` fills them."""
@@ -190,12 +198,28 @@ class GPTNeoX(CausalModel):
 
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x, update = self._embed(ids, cache)
-        cos, sin = self._rotations.at(ids, cache)
+        cos, sin = self._turns(ids, cache)
         for block in self.layers:
             x, update = block(x, update, cos, sin, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
         return x, update
+
+    def _turns(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        return self._rotations.at(ids, cache)
+
+    def _describe(self, head: Tensor) -> DecoderStack:
+        config = self.config
+        return DecoderStack(
+            [block.describe(config.head_dim**-0.5) for block in self.layers],  # type: ignore[operator]
+            self.final_layer_norm,
+            head,
+            vocab_size=config.vocab_size,
+            n_heads=config.n_head,
+            activation="gelu_tanh" if APPROXIMATE[config.hidden_act] == "tanh" else "gelu",
+            interleaved=True,
+            parallel=config.use_parallel_residual,
+        )
 
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:
         norm = self.final_layer_norm

@@ -47,7 +47,7 @@ class CausalModel(PackedModel):
         """ids (B,T) → what leaves the last block, as in `_embed`; the cache takes in T positions."""
 
     def _turns(self, ids: Tensor, cache: KVCache | None) -> Sequence[Tensor]:
-        """cos and sin of the positions of ids (B,T), as `rotary` takes them; none without rotary positions."""
+        """The positions of ids (B,T) as blocks take them: none, cos and sin, or a bias of the scores."""
         return ()
 
     @abstractmethod

@@ -39,13 +39,23 @@ class Block:
 class DecoderStack:
     """Blocks, last norm and head of a packed model: their tensors as `llmcli.ops.decoder` takes them.
 
-    activation is one of that operator's; a norm without a bias is an RMS norm.
+    activation is one of that operator's; a norm without a bias is an RMS norm. interleaved: the outputs of `qkv` are
+    q, k and v of one head after another. parallel: attention and MLP of a block read norms of the same stream.
     """
 
     FLOPS = 4e11  # of one call: about half a second of two cores, for which Ctrl-C waits
 
     def __init__(
-        self, blocks: Sequence[Block], norm: nn.Module, head: Tensor, *, vocab_size: int, n_heads: int, activation: str
+        self,
+        blocks: Sequence[Block],
+        norm: nn.Module,
+        head: Tensor,
+        *,
+        vocab_size: int,
+        n_heads: int,
+        activation: str,
+        interleaved: bool = False,
+        parallel: bool = False,
     ):
         parts: list[Tensor] = []
         multiplied = 0
@@ -62,26 +72,27 @@ class DecoderStack:
         self.max_rows = int(self.FLOPS / (2 * multiplied))
         rms = getattr(norm, "bias", None) is None
         self._sizes = [n_heads, blocks[0].down.in_features, vocab_size, ACTIVATIONS.index(activation), int(rms)]
+        self._layout = [int(interleaved), int(parallel)]
         self._constants = [float(norm.eps), *(block.scale for block in blocks)]  # type: ignore[arg-type]
 
     def logits(
-        self, x: Tensor, update: Tensor, cache: KVCache, rows: Sequence[int], angles: Sequence[Tensor] = ()
+        self, x: Tensor, update: Tensor, cache: KVCache, rows: Sequence[int], places: Sequence[Tensor] = ()
     ) -> Tensor:
         """Logits (n,V) of the n rows b * T + t of x + update, each (B,T,C), whose positions the cache takes in.
 
-        angles: cos and sin for `rotary`, where the model has rotary positions.
+        places: as the operator takes them, where positions enter the blocks.
         """
-        result = self._run(x, update, cache, rows, self._parts, angles)
+        result = self._run(x, update, cache, rows, self._parts, places)
         cache.advance(x.shape[1])
         return result
 
-    def hidden(self, x: Tensor, update: Tensor, cache: KVCache, angles: Sequence[Tensor] = ()) -> Tensor:
+    def hidden(self, x: Tensor, update: Tensor, cache: KVCache, places: Sequence[Tensor] = ()) -> Tensor:
         """What the head reads, at every position of x + update: (B,T,C) each → (B,T,C).
 
         The cache is new and has a single layer, where each layer of the model overwrites the one before.
         """
         rows = range(x.shape[0] * x.shape[1])
-        return self._run(x, update, cache, rows, self._headless, angles).view(x.shape)
+        return self._run(x, update, cache, rows, self._headless, places).view(x.shape)
 
     def _run(
         self,
@@ -90,12 +101,12 @@ class DecoderStack:
         cache: KVCache,
         rows: Sequence[int],
         parts: Sequence[Tensor],
-        angles: Sequence[Tensor],
+        places: Sequence[Tensor],
     ) -> Tensor:
         data, lengths = cache.reserve(x.shape[1])
         data = data.expand(len(self._constants) - 1, *data.shape[1:])
-        sizes = [*self._sizes, cache.head_dim, CACHE_DTYPES.index(cache.dtype)]
-        return decoder(x, update, data, lengths, list(rows), parts, angles, sizes, self._constants)
+        sizes = [*self._sizes, cache.head_dim, CACHE_DTYPES.index(cache.dtype), *self._layout]
+        return decoder(x, update, data, lengths, list(rows), parts, places, sizes, self._constants)
 
 
 def joinable(*layers: Linear) -> bool:

@@ -331,7 +331,7 @@ def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
         x, update = cast(normal(3, T, C)), cast(normal(3, T, C, seed=1))
         cache = torch.stack([filled(cast, 3, heads, D, S) for _ in range(2)])
         rows = [row * T + T - 1 for row in range(3)]
-        sizes = [heads, inner, V, 2 if gated else 1, int(gated), D, CACHE_DTYPES.index(x.dtype)]
+        sizes = [heads, inner, V, 2 if gated else 1, int(gated), D, CACHE_DTYPES.index(x.dtype), 0, 0]
         constants = [1e-5, D**-0.5, D**-0.5]
         angle, wide = normal(3, T, D // 2, seed=3, size=3), torch.promote_types(x.dtype, torch.float32)
         angles = [angle.cos().to(wide), angle.sin().to(wide)] if gated else []

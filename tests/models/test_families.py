@@ -16,6 +16,7 @@ from llmcli.errors import ModelError
 from llmcli.generation.loop import Request, generate
 from llmcli.models import model_class
 from llmcli.ops import registry
+from tests.marks import kernels_only
 from tests.models.families import SIZES, Case, prompt, range_error, write
 
 CASES = [
@@ -56,6 +57,27 @@ def test_logits_and_greedy_text_of_64_tokens(tmp_path: Path, case: Case) -> None
     expected = peer.generate(ids[:1, :20], max_new_tokens=64, do_sample=False, pad_token_id=0)[0, 20:].tolist()
     assert got == expected[: len(got)]
     assert len(got) == len(expected) or expected[len(got)] == 0
+
+
+@kernels_only
+@pytest.mark.parametrize(("dtype", "quantize"), [("float32", None), ("bfloat16", None), ("bfloat16", "int8")])
+@pytest.mark.parametrize("case", [*CASES[:3], *CASES[5:7]], ids=str)
+@torch.inference_mode()
+def test_one_operator_has_the_bits_of_one_after_the_other(
+    tmp_path: Path, case: Case, dtype: str, quantize: str | None
+) -> None:
+    write(tmp_path, case)
+    model = loading.load(tmp_path, dtype=dtype, quantize=quantize).model
+    ids, lengths = prompt(3, 140), torch.tensor([5, 131, 17])
+
+    def everything() -> list[torch.Tensor]:
+        logits, state = model.start(ids, lengths, capacity=150)
+        return [logits, model.step(ids[:, :1], state), model.step(ids[:, 1:6], state), model(ids)]
+
+    assert model._stack is not None
+    together = everything()
+    model._stack = None
+    assert all(torch.equal(a, b) for a, b in zip(everything(), together, strict=True))
 
 
 @pytest.mark.parametrize(

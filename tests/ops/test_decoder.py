@@ -31,10 +31,13 @@ def arguments(
     turned: int = 0,
     normed: bool = False,
     held: torch.dtype | None = None,
+    biased: bool = False,
+    interleaved: bool = False,
+    parallel: bool = False,
 ) -> dict[str, Any]:
     """Random arguments, a cache filled up to `lengths`; heads is (H, G, D), `turned` elements of each have angles.
 
-    normed heads have norms of queries and keys; held is what the cache holds.
+    normed heads have norms of queries and keys; held is what the cache holds; biased scores gain by the place of a key.
     """
     g = torch.Generator().manual_seed(len(lengths) + 31 * T)
     H, G, D = heads
@@ -58,6 +61,9 @@ def arguments(
         parts += [*norm(), *matrix((H + 2 * G) * D, C), *heads_norms, *matrix(C, H * D), *norm()]
         parts += [*matrix(2 * inner if activation == "silu_gate" else inner, C), *matrix(C, inner)]
     parts += [*norm(), matrix(V, C)[0]]
+    places = [torch.randn(len(lengths), T, turned // 2, generator=g) for _ in range(2)] if turned else []
+    if biased:
+        places = [torch.randn(1, H, 1, max(lengths) + T, generator=g)]
     return {
         "x": random(len(lengths), T, C),
         "update": random(1, T, C).expand(len(lengths), T, C),
@@ -65,8 +71,11 @@ def arguments(
         "lengths": lengths,
         "rows": [row * T + T - 1 for row in range(len(lengths))],
         "parts": parts,
-        "angles": [torch.randn(len(lengths), T, turned // 2, generator=g) for _ in range(2)] if turned else [],
-        "sizes": [H, inner, V, ACTIVATIONS.index(activation), int(rms), D, CACHE_DTYPES.index(held)],
+        "places": places,
+        "sizes": [
+            *(H, inner, V, ACTIVATIONS.index(activation), int(rms), D),
+            *(CACHE_DTYPES.index(held), int(interleaved), int(parallel)),
+        ],
         "constants": [1e-5, D**-0.5, 0.7 * D**-0.5],
     }
 
@@ -104,6 +113,11 @@ def test_same_bits_as_one_by_one(isa: str, lengths: list[int], T: int, dtype: to
         {"activation": "silu_gate", "rms": True, "heads": (6, 2, 16), "turned": 16, "normed": True},
         {"heads": (4, 2, 17), "normed": True},
         {"heads": (1, 1, 128)},
+        {"interleaved": True, "turned": 6},
+        {"interleaved": True, "parallel": True, "turned": 10, "activation": "gelu"},
+        {"parallel": True, "rms": True, "heads": (4, 2, 17), "normed": True},
+        {"interleaved": True, "biased": True},
+        {"biased": True, "heads": (4, 2, 17), "held": torch.int8},
         {"held": torch.int8},
         {"held": torch.float16, "heads": (4, 2, 17)},
         {"held": torch.bfloat16, "activation": "silu_gate", "rms": True, "heads": (6, 2, 16), "turned": 16},
@@ -195,13 +209,17 @@ def test_opcheck() -> None:
         ({"rows": [1]}, "no row 1 of 1"),
         ({"rows": [-1]}, "no row -1 of 1"),
         ({"lengths": [1, 2]}, "differ from x in batch"),
-        ({"sizes": [4, 71, 90, 1, 0, 10, 0]}, "contiguous bias of 71"),
-        ({"sizes": [3, 72, 90, 1, 0, 10, 0]}, "H % G == 0"),
-        ({"sizes": [4, 72, 90, 7, 0, 10, 0]}, "unknown activation"),
-        ({"sizes": [4, 72, 90, 1, 0, 10, 3]}, "blocks of 5120 contiguous bytes"),
+        ({"sizes": [4, 71, 90, 1, 0, 10, 0, 0, 0]}, "contiguous bias of 71"),
+        ({"sizes": [3, 72, 90, 1, 0, 10, 0, 0, 0]}, "H % G == 0"),
+        ({"sizes": [4, 72, 90, 7, 0, 10, 0, 0, 0]}, "unknown activation"),
+        ({"sizes": [4, 72, 90, 1, 0, 10, 3, 0, 0]}, "blocks of 5120 contiguous bytes"),
         ({"parts": [*arguments([5])["parts"][:4], torch.ones(10), *arguments([5])["parts"][5:]]}, "or of neither"),
         ({"constants": [1e-5, 1.0]}, "do not belong to 2 layers"),
-        ({"angles": [torch.zeros(1, 1, 6)] * 2}, "expected no angles, or cos and sin"),
+        ({"places": [torch.zeros(1, 1, 6)] * 2}, "expected no angles, or cos and sin"),
+        ({"places": [torch.zeros(1, 4, 1, 5)]}, "bias does not broadcast"),
+        ({"sizes": [4, 72, 90, 1, 0, 10, 0]}, "nine sizes"),
+        ({**arguments([5], heads=(4, 2, 10)), "sizes": [4, 72, 90, 1, 0, 10, 0, 1, 0]}, "where heads are interleaved"),
+        ({**arguments([5], normed=True), "sizes": [4, 72, 90, 1, 0, 10, 0, 1, 0]}, "no norms of their own"),
     ],
     ids=str,
 )
