@@ -1,4 +1,4 @@
-"""The rows of benchmarks/cuda.py: what runs on a GPU, beside whom, and the goals.
+"""The rows of benchmarks/gpu.py: what runs on a GPU, beside whom, and the goals.
 
 Everything that bounds or competes is a contestant in the same rounds, so every goal is a ratio of times: 1.3 beside
 "flash" is 1.3 times its speed, 0.85 beside "copy" is 85 % of the bandwidth at which torch copies as many bytes.

@@ -170,3 +170,9 @@ def test_first_byte_needs_one() -> None:
     for program in ("pass", "import sys; print('x'); sys.exit(3)"):
         with pytest.raises(start.subprocess.CalledProcessError):
             start.first_byte([sys.executable, "-c", program])
+
+
+def test_no_script_hides_a_package_that_torch_looks_for() -> None:
+    """A script's own folder comes first on its path: `cuda.py` there would be NVIDIA's package `cuda`."""
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert not names & {"cuda", "numpy", "torch", "triton", *sys.stdlib_module_names}

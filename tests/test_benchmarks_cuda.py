@@ -1,4 +1,4 @@
-"""benchmarks/cuda.py where there is no GPU: the table, and its machinery on small sizes of a CPU."""
+"""benchmarks/gpu.py where there is no GPU: the table, and its machinery on small sizes of a CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from benchmarks import cuda, cuda_rows
+from benchmarks import cuda_rows, gpu
 from benchmarks.cuda_rows import Row, attention, by_rows, cross_entropy, decode_attention
 from llmcli.models.gpt2 import GPT2, GPT2Config
 
@@ -29,7 +29,7 @@ def at_once(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Ca
 
 def test_without_a_gpu_it_ends_with_6(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cuda.main([]) == 6
+    assert gpu.main([]) == 6
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: expected an NVIDIA GPU")
@@ -60,13 +60,13 @@ def test_every_row_of_the_goals_is_there() -> None:
 )
 def test_contestants_agree_and_are_measured(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_rows, "BACKENDS", {"math": SDPBackend.MATH})
-    monkeypatch.setattr(cuda, "MOST_CALLS", 2)
-    monkeypatch.setattr(cuda, "Interleaved", lambda work: Quick(work))
-    result = cuda.measure(row, CPU, 6, at_once)
+    monkeypatch.setattr(gpu, "MOST_CALLS", 2)
+    monkeypatch.setattr(gpu, "Interleaved", lambda work: Quick(work))
+    result = gpu.measure(row, CPU, 6, at_once)
     assert result["errors"] == {}
     assert all(len(times) == 6 and min(times) > 0 for times in result["samples_ns"].values())
     assert set(result["ratios"]) == set(result["rates"]) - {"llmcli"}
-    assert row.shape in cuda.line(result)
+    assert row.shape in gpu.line(result)
 
 
 @pytest.mark.parametrize("row", [cuda_rows.decode, lambda: cuda_rows.prefill(2, 8)], ids=["decode", "prefill"])
@@ -82,13 +82,13 @@ def test_whole_models_of_a_small_shape(row: Callable[[], Row], monkeypatch: pyte
     monkeypatch.setattr(cuda_rows, "random_model", lambda *_, **__: GPT2(GPT2Config(**sizes)).initialize().eval())
     monkeypatch.setattr(cuda_rows, "WRITTEN", 4)
     monkeypatch.setattr(cuda_rows, "WEIGHTS", 1e4)
-    monkeypatch.setattr(cuda, "Interleaved", lambda work: Quick(work))
-    result = cuda.measure(row(), CPU, 2)
+    monkeypatch.setattr(gpu, "Interleaved", lambda work: Quick(work))
+    result = gpu.measure(row(), CPU, 2)
     assert result["errors"] == {}
     assert "transformers" in result["ratios"]
 
 
-class Quick(cuda.Interleaved):
+class Quick(gpu.Interleaved):
     """Samples of a single call."""
 
     def __init__(self, work: dict[str, Any]) -> None:
@@ -101,17 +101,17 @@ def test_what_cannot_run_or_differs_is_a_row_with_the_reason() -> None:
 
     contestants = {"llmcli": lambda: torch.ones(2), "flash": refuse, "cuDNN": lambda: torch.zeros(2)}
     row = Row("r", "s", "GB/s", 8.0, {"flash": 1.3}, lambda _: contestants)
-    result = cuda.measure(row, CPU, 1, at_once)
+    result = gpu.measure(row, CPU, 1, at_once)
     assert result["errors"]["flash"] == "no such backend for this head"
     assert "differs from torch's" in result["errors"]["cuDNN"]
     assert list(result["rates"]) == ["llmcli"]
-    assert "flash: no such backend" in cuda.line(result)
+    assert "flash: no such backend" in gpu.line(result)
 
 
 def test_ratios_are_times_over_ours_and_held_to_their_goals() -> None:
     row = Row("r", "s", "GB/s", 100.0, {"copy": 0.85}, lambda _: {})
-    result = cuda.summarize(row, {"llmcli": [10.0] * 6, "copy": [9.0] * 6, "torch": [20.0] * 6}, {})
+    result = gpu.summarize(row, {"llmcli": [10.0] * 6, "copy": [9.0] * 6, "torch": [20.0] * 6}, {})
     assert result["rates"]["llmcli"]["median"] == 10.0
     assert result["ratios"]["copy"] == {"median": 0.9, "ci_low": 0.9, "ci_high": 0.9, "goal": 0.85, "verdict": "met"}
     assert (result["ratios"]["torch"]["median"], result["ratios"]["torch"]["verdict"]) == (2.0, None)
-    assert cuda.file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3.cuda.json"
+    assert gpu.file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3.cuda.json"

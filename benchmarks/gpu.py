@@ -1,7 +1,7 @@
 """Every goal for GPUs in one run: operators and GPT-2 beside cuDNN, flash attention, copies and transformers.
 
-    python -m benchmarks.cuda                        # all rows (benchmarks/cuda_rows.py), into benchmarks/results/
-    python -m benchmarks.cuda --only "decode" --rounds 20
+    python -m benchmarks.gpu                         # all rows (benchmarks/cuda_rows.py), into benchmarks/results/
+    python -m benchmarks.gpu --only "decode" --rounds 20
 
 Contestants take turns; a sample is a recorded sequence of calls, replayed. What a contestant cannot do is a row with
 the reason. Ends with 6 where there is no GPU that serves.
