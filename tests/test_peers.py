@@ -192,6 +192,15 @@ def test_a_look_at_the_present(monkeypatch: pytest.MonkeyPatch) -> None:
     assert amounts == [30.0, 3 << 20, 4 << 20]
 
 
+@pytest.mark.parametrize("times", [[40, 25, 30], [3, 4, 4, 5, 2.5, 3]], ids=str)
+def test_a_look_takes_the_fastest_call(times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three calls at least, and 20 ms of them."""
+    left = iter(times)
+    monkeypatch.setattr(present, "time_once", lambda work, clock: 1e6 * next(left))
+    assert present.fastest(lambda: None, 50e6) == 50 / min(times)
+    assert next(left, None) is None
+
+
 def test_a_process_rests_before_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     before = present.processor_ns(os.getpid())
     assert sum(range(1_000_000))
