@@ -9,17 +9,23 @@
 // Packed: panels of 64 columns, one after the other; in a panel, group by group, 64 scales and then the
 // weights, [K / 4][64][4] bytes (int8) or [K / 8][64][4] (int4: a byte holds input 8 s + j below and 8 s + 4
 // + j above). Inputs past K and columns past N weigh nothing. Traffic: K N (1 + 2 / 128) or K N (1 / 2 + 2 /
-// 32) bytes once per 48 rows. Tile: 6 rows × 4 vectors of int32 with 32 registers, 4 × 2 with 16. Rows that
-// fill one tile walk through K at memory speed; more are dealt evenly to tiles and take it group by group,
-// which stays in L1.
+// 32) bytes once per 48 rows. With 32 registers, rows that fill one tile walk through K at memory speed, and
+// a tile is 6 rows x 4 vectors, whose sums of floats lie in memory from four rows on. More rows are dealt
+// evenly to tiles that take K piece by piece, out of L1, 6 x 2, whose sums of both kinds stay in registers;
+// but many of int8 to 6 x 4 again. With 16 registers tiles are 4 x 2.
 #pragma once
 #include "row_bytes.h"
 
 namespace llmcli::cpu::LLMCLI_ISA {
 
-constexpr int kQuantizedRows = N == 16 ? 6 : 4, kQuantizedVectors = N == 16 ? 4 : 2;
-// Bytes between what a tile reads and what it starts loading.
-constexpr int quantized_ahead(int bits) { return bits == 8 ? 4096 : 8192; }
+constexpr int kQuantizedRows = N == 16 ? 6 : 4;
+// Groups that many tiles go through one after the other.
+constexpr int64_t quantized_piece(int bits) { return bits == 8 ? 1 : 8; }
+// Bytes between what a tile reads and what it starts loading: of few rows, and of many.
+constexpr int64_t quantized_ahead(int bits) { return bits == 8 ? 4096 : 8192; }
+constexpr int64_t kQuantizedAhead = 16384;
+// More rows than these take tiles of 4 vectors where groups are long enough to add their floats in memory.
+constexpr int64_t kQuantizedSeveral = 24;
 
 template <typename T>
 void quantize_row(const QuantizedLinearArgs& a, int64_t row) {
@@ -57,50 +63,94 @@ LLMCLI_INLINE I broadcast_bytes(const int8_t* p) {
   return set_int(x);
 }
 
-// One group of one register tile: adds to `sums`, or sets them in the first group. Few rows that come from
-// memory start loading what they need later; more leave no registers for it.
-template <int kBits, int kRows, bool kMany>
-LLMCLI_INLINE void quantized_tile(const int8_t* q, int64_t q_stride, const float* scales,
-                                  const int32_t* starts, int64_t groups, const bf16* column_scales,
-                                  const uint8_t* w, int64_t loads, bool first, float* sums) {
-  constexpr int kVectors = kQuantizedVectors;
-  constexpr bool kFetch = !kMany && kRows <= (kBits == 8 ? 5 : 2);
-  I sum[kRows][kVectors];
-  LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] =
-      set_int(starts[r * groups]);
-  if constexpr (kFetch)
-    for (int64_t c = 0; c < kVectors * N; c += 32)
-      __builtin_prefetch(column_scales + c + quantized_ahead(kBits) / 2, 0, 3);
-  int64_t s = 0;
-  do {  // loads >= 1
-    I u[kVectors];
-    LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
-      u[v] = load_int(w + 4 * v * N);
-      if constexpr (kBits == 4) u[v] = low_nibbles(u[v]);
-      if constexpr (kFetch) __builtin_prefetch(w + 4 * v * N + quantized_ahead(kBits), 0, 3);
-    }
+// Groups of a panel beside the rows that they meet.
+struct QuantizedPiece {
+  const int8_t* q;
+  const float* scales;
+  const int32_t* starts;
+  const uint8_t* w;            // the scales of the first group
+  int64_t q_stride, stride;    // between rows, of q and of scales and starts
+  int64_t groups, last_loads;  // loads of the last group
+};
+
+// Products of the rows with one load of each vector. Rows are reached from every fourth one by its stride and
+// three times that: a register for each would not be left.
+template <int kBits, int kRows, int kVectors>
+LLMCLI_INLINE void quantized_dots(const int8_t* const (&q)[(kRows + 3) / 4], int64_t stride, int64_t three,
+                                  const I (&u)[kVectors], I (&sum)[kRows][kVectors]) {
+  LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
+    const I x = broadcast_bytes(q[r / 4] + (r % 4 == 3 ? three : r % 4 * stride));
+    LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_bytes<kBits>(sum[r][v], u[v], x);
+  }
+}
+
+// Adds a register tile's part of a piece to `sums`. Few rows that come from memory start loading what they
+// need later with every load; many tiles each fetch `share` bytes, `ahead` of each group.
+template <int kBits, int kRows, int kVectors, bool kMany>
+LLMCLI_INLINE void quantized_tile(const QuantizedPiece& a, int64_t column, int64_t ahead, int64_t share,
+                                  float* sums) {
+  constexpr int64_t kGroup = quantized_group(kBits);
+  constexpr bool kFetch = !kMany;
+  constexpr bool kKeep = N == 16 && kRows * kVectors <= 12;
+  F y[kRows][kVectors];
+  if constexpr (kKeep)
+    LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) y[r][v] =
+        load(sums + r * kQuantizedPanel + v * N);
+  const uint8_t* group = a.w;
+  const int64_t three = 3 * a.q_stride;
+  for (int64_t g = 0; g < a.groups; ++g) {
+    I sum[kRows][kVectors];
     LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
-      const I x = broadcast_bytes(q + r * q_stride + quantized_unit(kBits) * s);
-      LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_bytes<kBits>(sum[r][v], u[v], x);
+      const I start = set_int(a.starts[r * a.stride + g]);
+      LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = start;
     }
-    if constexpr (kBits == 4) {
-      asm("" ::: "memory");  // load again: both halves at once do not fit beside the sums
-      LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) u[v] = high_nibbles(load_int(w + 4 * v * N));
+    if constexpr (kFetch)
+      for (int64_t c = 0; c < 2 * kVectors * N; c += 64)
+        __builtin_prefetch(group + 2 * column + c + quantized_ahead(kBits), 0, 3);
+    for (int64_t i = 0; kMany && i < share; i += 64) __builtin_prefetch(group + ahead + i, 0, 3);
+    const int8_t* q[(kRows + 3) / 4];
+    LLMCLI_UNROLL for (int r = 0; r < kRows; r += 4) {
+      q[r / 4] = a.q + r * a.q_stride + g * kGroup;
+      asm("" : "+r"(q[r / 4]));  // a pointer of its own
+    }
+    const uint8_t* w = group + 2 * kQuantizedPanel + 4 * column;
+    const int64_t loads = g + 1 < a.groups ? kGroup / quantized_unit(kBits) : a.last_loads;
+    int64_t left = loads;
+    do {  // loads >= 1
+      I u[kVectors];
+      LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
+        u[v] = load_int(w + 4 * v * N);
+        if constexpr (kBits == 4) u[v] = low_nibbles(u[v]);
+        if constexpr (kFetch) __builtin_prefetch(w + 4 * v * N + quantized_ahead(kBits), 0, 3);
+      }
+      quantized_dots<kBits>(q, a.q_stride, three, u, sum);
+      LLMCLI_UNROLL for (int r = 0; r < kRows; r += 4) q[r / 4] += 4;
+      if constexpr (kBits == 4) {
+        asm("" ::: "memory");  // load again: both halves at once do not fit beside the sums
+        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) u[v] = high_nibbles(load_int(w + 4 * v * N));
+        quantized_dots<kBits>(q, a.q_stride, three, u, sum);
+        LLMCLI_UNROLL for (int r = 0; r < kRows; r += 4) q[r / 4] += 4;
+      }
+      w += 4 * kQuantizedPanel;
+    } while (--left > 0);
+    const bf16* const column_scales = reinterpret_cast<const bf16*>(group) + column;
+    LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const F column_scale = load(column_scales + v * N);
       LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
-        const I x = broadcast_bytes(q + r * q_stride + 8 * s + 4);
-        LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_bytes<4>(sum[r][v], u[v], x);
+        const F part = mul(convert(sum[r][v]), mul(set(a.scales[r * a.stride + g]), column_scale));
+        float* const to = sums + r * kQuantizedPanel + v * N;
+        if constexpr (kKeep) {
+          y[r][v] = add(y[r][v], part);
+        } else {
+          store(to, add(load(to), part));
+        }
       }
     }
-    w += 4 * kQuantizedPanel;
-  } while (++s < loads);
-  LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
-    const F column_scale = load(column_scales + v * N);
-    LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
-      const F y = mul(convert(sum[r][v]), mul(set(scales[r * groups]), column_scale));
-      float* to = sums + r * kQuantizedPanel + v * N;
-      store(to, first ? y : add(load(to), y));
-    }
+    group += 2 * kQuantizedPanel + 4 * kQuantizedPanel * loads;
   }
+  if constexpr (kKeep)
+    LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v)
+        store(sums + r * kQuantizedPanel + v * N, y[r][v]);
 }
 
 template <typename T, typename Y>
@@ -137,56 +187,42 @@ inline void quantized_store(const QuantizedLinearArgs& a, int64_t row, int64_t r
   }
 }
 
-// One group of a panel for up to kQuantizedRows rows.
-template <int kBits, bool kMany>
-LLMCLI_INLINE void quantized_rows(const QuantizedLinearArgs& a, int64_t row, int64_t rows, int64_t g,
-                                  const uint8_t* group, int64_t loads, float* sums) {
-  const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
-  const int8_t* const q = a.q + row * padded + g * quantized_group(kBits);
-  const float* const scales = a.scales + row * groups + g;
-  const int32_t* const starts = a.starts + row * groups + g;
-  const bf16* const column_scales = reinterpret_cast<const bf16*>(group);
-  const uint8_t* const w = group + 2 * kQuantizedPanel;
-  const auto run = [&](auto n) LLMCLI_INLINE_BODY {
-    for (int64_t c = 0; c < kQuantizedPanel; c += kQuantizedVectors * N)
-      quantized_tile<kBits, n, kMany>(q, padded, scales, starts, groups, column_scales + c, w + 4 * c, loads,
-                                      g == 0, sums + c);
-  };
-  switch (rows) {
-    case 6:
-      return run(std::integral_constant<int, kQuantizedRows>{});
-    case 5:
-      return run(std::integral_constant<int, kQuantizedRows - 1>{});
-    case 4:
-      return run(std::integral_constant<int, 4>{});
-    case 3:
-      return run(std::integral_constant<int, 3>{});
-    case 2:
-      return run(std::integral_constant<int, 2>{});
-    default:
-      return run(std::integral_constant<int, 1>{});
-  }
+// A piece for one tile of up to kRows rows, which fetches `share` bytes of each group.
+template <int kBits, int kVectors, bool kMany, int kRows = kQuantizedRows>
+LLMCLI_INLINE void quantized_rows(const QuantizedPiece& a, int64_t rows, int64_t ahead, int64_t share,
+                                  float* sums) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return quantized_rows<kBits, kVectors, kMany, kRows - 1>(a, rows, ahead, share, sums);
+  constexpr int64_t kWidth = kVectors * N;
+  const int64_t part = (share * kWidth / kQuantizedPanel + 63) / 64 * 64;
+  for (int64_t c = 0; c < kQuantizedPanel; c += kWidth, ahead += part)
+    quantized_tile<kBits, kRows, kVectors, kMany>(a, c, ahead, part, sums + c);
 }
 
-// A panel, group by group; with kMany rows need several tiles.
-template <int kBits, bool kMany>
+// Adds a panel's products to `sums`, piece by piece; with kMany rows need several tiles.
+template <int kBits, int kVectors, bool kMany>
 void quantized_panel(const QuantizedLinearArgs& a, int64_t panel, int64_t row, int64_t rows, float* sums) {
   constexpr int64_t kGroup = quantized_group(kBits), kUnit = quantized_unit(kBits);
+  constexpr int64_t kBytes = 2 * kQuantizedPanel + 4 * kQuantizedPanel * kGroup / kUnit;
   const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
   const int64_t tiles = (rows + kQuantizedRows - 1) / kQuantizedRows, tile = (rows + tiles - 1) / tiles;
-  const uint8_t* group = a.w + panel * quantized_panel_bytes(a.inputs, kBits);
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t left = padded - g * kGroup, loads = (left < kGroup ? left : kGroup) / kUnit;
-    const int64_t bytes = 2 * kQuantizedPanel + 4 * kQuantizedPanel * loads,
-                  share = (bytes / tiles + 63) / 64 * 64;
-    const uint8_t* next = group + bytes;
-    for (int64_t r = 0; r < rows; r += tile, next += share) {
-      // Each tile starts loading its share of the next group.
-      for (int64_t i = 0; kMany && i < share; i += 64) __builtin_prefetch(next + i, 0, 3);
-      quantized_rows<kBits, kMany>(a, row + r, rows - r < tile ? rows - r : tile, g, group, loads,
-                                   sums + r * kQuantizedPanel);
+  const int64_t share = kBytes / tiles, last_loads = (padded - (groups - 1) * kGroup) / kUnit;
+  const int64_t piece = kMany ? quantized_piece(kBits) : groups;
+  QuantizedPiece p{};
+  p.q_stride = padded, p.stride = groups;
+  for (int64_t g = 0; g < groups; g += piece) {
+    const bool last = groups - g <= piece;
+    p.w = a.w + panel * quantized_panel_bytes(a.inputs, kBits) + g * kBytes;
+    p.groups = last ? groups - g : piece;
+    p.last_loads = last ? last_loads : kGroup / kUnit;
+    for (int64_t r = 0; r < rows; r += tile) {
+      p.q = a.q + (row + r) * padded + g * kGroup;
+      p.scales = a.scales + (row + r) * groups + g;
+      p.starts = a.starts + (row + r) * groups + g;
+      quantized_rows<kBits, kVectors, kMany>(p, rows - r < tile ? rows - r : tile,
+                                             kQuantizedAhead + r / tile * share, share,
+                                             sums + r * kQuantizedPanel);
     }
-    group += bytes;
   }
 }
 
@@ -194,11 +230,15 @@ template <int kBits>
 void quantized_item(const QuantizedLinearArgs& a, int64_t panel, int64_t row, int64_t row_end) {
   alignas(64) float sums[kQuantizedBlock * kQuantizedPanel];
   const int64_t rows = row_end - row;
-  if (a.inputs == 0) std::memset(sums, 0, sizeof(sums));
-  if (rows > kQuantizedRows) {
-    quantized_panel<kBits, true>(a, panel, row, rows, sums);
+  const F none = set(a.inputs == 0 ? 0.0f : -0.0f);  // -0 + x is x, also where x is 0
+  for (int64_t i = 0; i < rows * kQuantizedPanel; i += N) store(sums + i, none);
+  constexpr int kMost = N == 16 ? 4 : 2, kLong = N == 16 && quantized_group(kBits) > 32 ? 4 : 2;
+  if (rows <= kQuantizedRows) {
+    quantized_panel<kBits, kMost, false>(a, panel, row, rows, sums);
+  } else if (rows <= kQuantizedSeveral) {
+    quantized_panel<kBits, 2, true>(a, panel, row, rows, sums);
   } else {
-    quantized_panel<kBits, false>(a, panel, row, rows, sums);
+    quantized_panel<kBits, kLong, true>(a, panel, row, rows, sums);
   }
   quantized_store(a, row, rows, panel * kQuantizedPanel, sums);
 }
