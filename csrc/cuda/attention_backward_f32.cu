@@ -17,7 +17,7 @@ struct Shared {
 };
 
 template <bool kOfKeys>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     attention_backward_f32_kernel(const AttentionBackwardArgs a, const int64_t tiles) {
   Shared& shared = *shared_memory<Shared>();
   const int64_t heads = a.B * a.G, number = blockIdx.x % heads, turn = blockIdx.x / heads;
@@ -59,12 +59,14 @@ __global__ void __launch_bounds__(kThreads)
       sync_block();
     }
 #pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+      shared.weights[0][own][thread] = dp[own], shared.weights[1][own][thread] = s[own];
+#pragma unroll 1
     for (int own = 0; own < kOwn; ++own) {
       const int64_t row = kOfKeys ? from + thread : first + own, key = kOfKeys ? first + own : from + thread;
       const RowStatistics of = row < rows ? of_rows[row] : RowStatistics{};
-      weigh<kOfKeys>(a, head, row, static_cast<int>(key), of, false, s[own], dp[own]);
-      shared.weights[0][own][thread] = dp[own];
-      shared.weights[1][own][thread] = s[own];
+      weigh<kOfKeys>(a, head, row, static_cast<int>(key), of, false, shared.weights[1][own][thread],
+                     shared.weights[0][own][thread]);
     }
     sync_block();
 #pragma unroll

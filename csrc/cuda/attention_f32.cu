@@ -15,7 +15,8 @@ struct Shared {
   int limits[kRows];
 };
 
-__global__ void __launch_bounds__(kThreads) attention_f32_kernel(const AttentionArgs a, const int64_t tiles) {
+__global__ void __launch_bounds__(kThreads, 2)
+    attention_f32_kernel(const AttentionArgs a, const int64_t tiles) {
   Shared& shared = *shared_memory<Shared>();
   const int64_t heads = a.B * a.G, tile = tiles - 1 - blockIdx.x / heads;
   const Head head(a, blockIdx.x % heads);

@@ -18,7 +18,7 @@ struct Plan {
 };
 
 template <class T, int kD>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     attention_split_kernel(const AttentionArgs a, const int64_t blocks, const bool vectors) {
   using Rows = Tile<kD>;
   const Head head(a, blockIdx.x / blocks);
