@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from llmcli import __version__, description
-from llmcli.checkpoints import directory
+from llmcli.checkpoints import directory, safetensors
+from llmcli.description import gguf_model
 from llmcli.device import choose_device
 from llmcli.errors import InputError, ModelError
 from llmcli.hub import ALIASES, DEFAULT, find
@@ -21,7 +22,7 @@ from llmcli.models import model_class
 from llmcli.nn import prepacked, quantized
 from llmcli.nn.classifier import classifier as add_classifier
 from llmcli.nn.linear import Linear
-from llmcli.ops import finite, registry
+from llmcli.ops import finite, linear_blocks, linear_blocks_pack, registry
 from llmcli.tokenizer import Tokenizer
 
 __all__ = ["ALIASES", "DEFAULT", "Loaded", "find", "load", "sha256"]
@@ -118,7 +119,10 @@ def load(
     path = find(spec, offline=offline)
     where = choose_device(device)
     config = description.config(path)
-    weights = description.weights(path, torch.bfloat16 if dtype in ("auto", "bfloat16") else torch.float32)
+    narrow_blocks = dtype in ("auto", "bfloat16")
+    packs = pack and where.type == "cpu" and registry.kernels is not None
+    in_place = linear_blocks.BITS if packs and narrow_blocks and quantize is None else ()
+    weights = description.weights(path, torch.bfloat16 if narrow_blocks else torch.float32, in_place)
     labels = class_labels(config)
     if classifier != (labels is not None):
         kind = "a language model" if labels is None else f"a classifier of {', '.join(labels)[:80]}"
@@ -164,19 +168,20 @@ def load(
             renamed, narrow = model.rename(weights), already or quantize
             if already:
                 _assign_quantized(model, renamed, where, path)
-            chosen = DTYPES[dtype] if dtype != "auto" else _automatic_dtype(renamed, where)
-            pack = pack and where.type == "cpu" and registry.kernels is not None
+            blocks = bool(in_place) and _assign_blocks(model, renamed, weights, path)
+            automatic = torch.bfloat16 if blocks else _automatic_dtype(renamed, where)
+            chosen = DTYPES[dtype] if dtype != "auto" else automatic
 
             def settle(layer: Linear, name: str) -> None:
                 if narrow:
                     layer.quantize(model.bits(narrow, name), f"{name}.weight")
-                elif pack:
+                elif packs:
                     layer.pack()
 
-            _assign(model, renamed, chosen, where, settle, path, progress, weights.release if pack else None)
+            _assign(model, renamed, chosen, where, settle, path, progress, weights.release if packs else None)
             if narrow:
                 model.quantize(narrow)
-            if pack:
+            if packs:
                 weights.release()
                 model.pack()
                 weights.release()
@@ -288,6 +293,40 @@ def _assign_quantized(model: Any, weights: dict[str, torch.Tensor], device: torc
         if not finite(scale):
             raise ModelError(f"{path}: {name}.scales holds NaN or infinity; expected finite scales: fetch it again")
         layer.set_quantized(q.to(device), scale.to(device))
+
+
+def _assign_blocks(
+    model: Any, weights: dict[str, torch.Tensor], file: safetensors.Weights | gguf_model.Renamed, path: Path
+) -> bool:
+    """Pack the matrices of `weights` that are rows of a GGUF file and take them out of it; True if there was one.
+
+    Of the others, such as embeddings, the rows become numbers.
+    """
+    rows = {name: tensor for name, tensor in weights.items() if not tensor.is_floating_point()}
+    if not (rows and isinstance(file, gguf_model.Renamed)):
+        return False
+    tied = next((name for name, parameter in model.named_parameters() if parameter is model.tokens), None)
+    layers, done, held = prepacked.linear_layers(model), 0, 0
+    for name, begins in rows.items():
+        data, kind, columns = file.stored.blocks(begins)
+        layer, bits = layers.get(name.removesuffix(".weight")), linear_blocks.BITS[kind]
+        if layer is None or (layer.out_features, layer.in_features) != (len(begins), columns):
+            weights[name] = file.stored.unpacked(begins)
+            if name != tied or "lm_head" in layers or weights[name].shape != model.tokens.shape:
+                continue
+            with torch.device("meta"):
+                layer = dict(model.matrices())["lm_head"]  # a matrix of its own
+        else:
+            del weights[name]
+        packed = linear_blocks_pack(data, begins[:, 0].contiguous(), kind, columns)
+        if not all(finite(part) for part in linear_blocks.scales(packed, bits)):
+            raise ModelError(f"{path}: {name} holds NaN or infinity; expected finite weights: fetch it again")
+        layer.set_packed(packed, bits)
+        done, held = done + 1, held + packed.nbytes
+        if held > HELD:
+            file.release()
+            held = 0
+    return done > 0
 
 
 def _automatic_dtype(weights: dict[str, torch.Tensor], device: torch.device) -> torch.dtype:

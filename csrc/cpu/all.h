@@ -7,6 +7,7 @@
 #include "finite.h"
 #include "linear.h"
 #include "linear_quantized.h"
+#include "linear_blocks.h"
 #include "matmul.h"
 #include "norm.h"
 #include "probe.h"

@@ -253,8 +253,9 @@ struct QuantizedLinearArgs {
   int32_t* starts;   // (rows, quantized_groups): minus the weights' offset times the sum of q
   int64_t rows, inputs, outputs;
   DType dtype;
-  int bits;           // of a weight: 8 or 4
-  bool wide = false;  // y is float32, else of dtype
+  int bits;             // of a weight: 8 or 4
+  bool blocks = false;  // ggml's: groups of 32 in either, and float16 scales
+  bool wide = false;    // y is float32, else of dtype
 };
 
 // Packs w, int8 (outputs, inputs) or two weights plus 8 to a byte (outputs, ceil(inputs / 2)), and scale
@@ -267,17 +268,27 @@ struct QuantizedPackArgs {
   int bits;
 };
 constexpr int64_t kQuantizedPanel = 64, kQuantizedBlock = 48;
-constexpr int64_t quantized_group(int bits) { return bits == 8 ? 128 : 32; }
+constexpr int64_t quantized_group(int bits, bool blocks = false) { return bits == 8 && !blocks ? 128 : 32; }
 constexpr int64_t quantized_unit(int bits) { return bits == 8 ? 4 : 8; }  // inputs that one load takes
-inline int64_t quantized_groups(int64_t inputs, int bits) {
-  return (inputs + quantized_group(bits) - 1) / quantized_group(bits);
+inline int64_t quantized_groups(int64_t inputs, int bits, bool blocks = false) {
+  return (inputs + quantized_group(bits, blocks) - 1) / quantized_group(bits, blocks);
 }
 inline int64_t quantized_inputs(int64_t inputs, int bits) {  // padded
   return (inputs + quantized_unit(bits) - 1) / quantized_unit(bits) * quantized_unit(bits);
 }
-inline int64_t quantized_panel_bytes(int64_t inputs, int bits) {
-  return kQuantizedPanel * (2 * quantized_groups(inputs, bits) + quantized_inputs(inputs, bits) * bits / 8);
+inline int64_t quantized_panel_bytes(int64_t inputs, int bits, bool blocks = false) {
+  return kQuantizedPanel *
+         (2 * quantized_groups(inputs, bits, blocks) + quantized_inputs(inputs, bits) * bits / 8);
 }
+
+// Packs rows of ggml's blocks, Q8_0 or Q4_0, for QuantizedLinearArgs::blocks. One item is one panel.
+struct BlocksPackArgs {
+  const uint8_t* data;
+  const int64_t* rows;  // (outputs): the byte of data at which each begins
+  uint8_t* packed;
+  int64_t inputs, outputs;  // inputs a multiple of 32
+  int bits;
+};
 
 // Brings w (rows, inputs), rows w_stride apart, to 8 or 4 bits: see quantize.h. One item is one row.
 struct QuantizeArgs {
@@ -387,6 +398,7 @@ struct Kernels {
   void (*linear_quantized_rows)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized)(const QuantizedLinearArgs& args, int64_t begin, int64_t end);
   void (*linear_quantized_pack)(const QuantizedPackArgs& args, int64_t begin, int64_t end);
+  void (*linear_blocks_pack)(const BlocksPackArgs& args, int64_t begin, int64_t end);
   void (*quantize)(const QuantizeArgs& args, int64_t begin, int64_t end);
   void (*recurrent_cell)(const RecurrentCellArgs& args, int64_t begin, int64_t end);
   void (*rotary)(const RotaryArgs& args, int64_t begin, int64_t end);

@@ -6,6 +6,8 @@
 // rising g, y += float(sum) * (s * scale[n][g]): three roundings, none of them fused. So an element depends
 // on its row and K alone, and has the same bits on every instruction set, in any tile, beside any company.
 //
+// ggml's blocks Q8_0 and Q4_0 are the same with groups of 32 and float16 scales; linear_blocks.h packs them.
+//
 // Packed: panels of 64 columns, one after the other; in a panel, group by group, 64 scales and then the
 // weights, [K / 4][64][4] bytes (int8) or [K / 8][64][4] (int4: a byte holds input 8 s + j below and 8 s + 4
 // + j above). Inputs past K and columns past N weigh nothing. Traffic: K N (1 + 2 / 128) or K N (1 / 2 + 2 /
@@ -20,16 +22,29 @@ namespace llmcli::cpu::LLMCLI_ISA {
 
 constexpr int kQuantizedRows = N == 16 ? 6 : 4;
 // Groups that many tiles go through one after the other.
-constexpr int64_t quantized_piece(int bits) { return bits == 8 ? 1 : 8; }
+constexpr int64_t quantized_piece(int64_t group, int bits) { return 1024 / (group * bits); }  // 8 KiB
 // Bytes between what a tile reads and what it starts loading: of few rows, and of many.
 constexpr int64_t quantized_ahead(int bits) { return bits == 8 ? 4096 : 8192; }
 constexpr int64_t kQuantizedAhead = 16384;
 // More rows than these take tiles of 4 vectors where groups are long enough to add their floats in memory.
 constexpr int64_t kQuantizedSeveral = 24;
 
+// Bits, and whether they are ggml's blocks, as a type.
+template <int bits, bool blocks>
+struct Quantized {
+  using Scale = std::conditional_t<blocks, f16, bf16>;
+  static constexpr int kBits = bits;
+  static constexpr int64_t kGroup = quantized_group(bits, blocks), kUnit = quantized_unit(bits);
+  static constexpr int64_t kBytes = kQuantizedPanel * (2 + kGroup * bits / 8);  // of a group of a panel
+  static int64_t groups(int64_t inputs) { return quantized_groups(inputs, bits, blocks); }
+  static int64_t padded(int64_t inputs) { return quantized_inputs(inputs, bits); }
+  static int64_t panel_bytes(int64_t inputs) { return quantized_panel_bytes(inputs, bits, blocks); }
+};
+
 template <typename T>
 void quantize_row(const QuantizedLinearArgs& a, int64_t row) {
-  const int64_t group = quantized_group(a.bits), groups = quantized_groups(a.inputs, a.bits);
+  const int64_t group = quantized_group(a.bits, a.blocks);
+  const int64_t groups = quantized_groups(a.inputs, a.bits, a.blocks);
   const int64_t padded = quantized_inputs(a.inputs, a.bits);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t k = g * group;
@@ -86,10 +101,10 @@ LLMCLI_INLINE void quantized_dots(const int8_t* const (&q)[(kRows + 3) / 4], int
 
 // Adds a register tile's part of a piece to `sums`. Few rows that come from memory start loading what they
 // need later with every load; many tiles each fetch `share` bytes, `ahead` of each group.
-template <int kBits, int kRows, int kVectors, bool kMany>
+template <class Q, int kRows, int kVectors, bool kMany>
 LLMCLI_INLINE void quantized_tile(const QuantizedPiece& a, int64_t column, int64_t ahead, int64_t share,
                                   float* sums) {
-  constexpr int64_t kGroup = quantized_group(kBits);
+  constexpr int kBits = Q::kBits;
   constexpr bool kFetch = !kMany;
   constexpr bool kKeep = N == 16 && kRows * kVectors <= 12;
   F y[kRows][kVectors];
@@ -110,11 +125,11 @@ LLMCLI_INLINE void quantized_tile(const QuantizedPiece& a, int64_t column, int64
     for (int64_t i = 0; kMany && i < share; i += 64) __builtin_prefetch(group + ahead + i, 0, 3);
     const int8_t* q[(kRows + 3) / 4];
     LLMCLI_UNROLL for (int r = 0; r < kRows; r += 4) {
-      q[r / 4] = a.q + r * a.q_stride + g * kGroup;
+      q[r / 4] = a.q + r * a.q_stride + g * Q::kGroup;
       asm("" : "+r"(q[r / 4]));  // a pointer of its own
     }
     const uint8_t* w = group + 2 * kQuantizedPanel + 4 * column;
-    const int64_t loads = g + 1 < a.groups ? kGroup / quantized_unit(kBits) : a.last_loads;
+    const int64_t loads = g + 1 < a.groups ? Q::kGroup / Q::kUnit : a.last_loads;
     int64_t left = loads;
     do {  // loads >= 1
       I u[kVectors];
@@ -133,7 +148,7 @@ LLMCLI_INLINE void quantized_tile(const QuantizedPiece& a, int64_t column, int64
       }
       w += 4 * kQuantizedPanel;
     } while (--left > 0);
-    const bf16* const column_scales = reinterpret_cast<const bf16*>(group) + column;
+    const auto* const column_scales = reinterpret_cast<const typename Q::Scale*>(group) + column;
     LLMCLI_UNROLL for (int v = 0; v < kVectors; ++v) {
       const F column_scale = load(column_scales + v * N);
       LLMCLI_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -188,57 +203,55 @@ inline void quantized_store(const QuantizedLinearArgs& a, int64_t row, int64_t r
 }
 
 // A piece for one tile of up to kRows rows, which fetches `share` bytes of each group.
-template <int kBits, int kVectors, bool kMany, int kRows = kQuantizedRows>
+template <class Q, int kVectors, bool kMany, int kRows = kQuantizedRows>
 LLMCLI_INLINE void quantized_rows(const QuantizedPiece& a, int64_t rows, int64_t ahead, int64_t share,
                                   float* sums) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return quantized_rows<kBits, kVectors, kMany, kRows - 1>(a, rows, ahead, share, sums);
+    if (rows < kRows) return quantized_rows<Q, kVectors, kMany, kRows - 1>(a, rows, ahead, share, sums);
   constexpr int64_t kWidth = kVectors * N;
   const int64_t part = (share * kWidth / kQuantizedPanel + 63) / 64 * 64;
   for (int64_t c = 0; c < kQuantizedPanel; c += kWidth, ahead += part)
-    quantized_tile<kBits, kRows, kVectors, kMany>(a, c, ahead, part, sums + c);
+    quantized_tile<Q, kRows, kVectors, kMany>(a, c, ahead, part, sums + c);
 }
 
 // Adds a panel's products to `sums`, piece by piece; with kMany rows need several tiles.
-template <int kBits, int kVectors, bool kMany>
+template <class Q, int kVectors, bool kMany>
 void quantized_panel(const QuantizedLinearArgs& a, int64_t panel, int64_t row, int64_t rows, float* sums) {
-  constexpr int64_t kGroup = quantized_group(kBits), kUnit = quantized_unit(kBits);
-  constexpr int64_t kBytes = 2 * kQuantizedPanel + 4 * kQuantizedPanel * kGroup / kUnit;
-  const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
+  const int64_t groups = Q::groups(a.inputs), padded = Q::padded(a.inputs);
   const int64_t tiles = (rows + kQuantizedRows - 1) / kQuantizedRows, tile = (rows + tiles - 1) / tiles;
-  const int64_t share = kBytes / tiles, last_loads = (padded - (groups - 1) * kGroup) / kUnit;
-  const int64_t piece = kMany ? quantized_piece(kBits) : groups;
+  const int64_t share = Q::kBytes / tiles, last_loads = (padded - (groups - 1) * Q::kGroup) / Q::kUnit;
+  const int64_t piece = kMany ? quantized_piece(Q::kGroup, Q::kBits) : groups;
   QuantizedPiece p{};
   p.q_stride = padded, p.stride = groups;
   for (int64_t g = 0; g < groups; g += piece) {
     const bool last = groups - g <= piece;
-    p.w = a.w + panel * quantized_panel_bytes(a.inputs, kBits) + g * kBytes;
+    p.w = a.w + panel * Q::panel_bytes(a.inputs) + g * Q::kBytes;
     p.groups = last ? groups - g : piece;
-    p.last_loads = last ? last_loads : kGroup / kUnit;
+    p.last_loads = last ? last_loads : Q::kGroup / Q::kUnit;
     for (int64_t r = 0; r < rows; r += tile) {
-      p.q = a.q + (row + r) * padded + g * kGroup;
+      p.q = a.q + (row + r) * padded + g * Q::kGroup;
       p.scales = a.scales + (row + r) * groups + g;
       p.starts = a.starts + (row + r) * groups + g;
-      quantized_rows<kBits, kVectors, kMany>(p, rows - r < tile ? rows - r : tile,
-                                             kQuantizedAhead + r / tile * share, share,
-                                             sums + r * kQuantizedPanel);
+      quantized_rows<Q, kVectors, kMany>(p, rows - r < tile ? rows - r : tile,
+                                         kQuantizedAhead + r / tile * share, share,
+                                         sums + r * kQuantizedPanel);
     }
   }
 }
 
-template <int kBits>
+template <class Q>
 void quantized_item(const QuantizedLinearArgs& a, int64_t panel, int64_t row, int64_t row_end) {
   alignas(64) float sums[kQuantizedBlock * kQuantizedPanel];
   const int64_t rows = row_end - row;
   const F none = set(a.inputs == 0 ? 0.0f : -0.0f);  // -0 + x is x, also where x is 0
   for (int64_t i = 0; i < rows * kQuantizedPanel; i += N) store(sums + i, none);
-  constexpr int kMost = N == 16 ? 4 : 2, kLong = N == 16 && quantized_group(kBits) > 32 ? 4 : 2;
+  constexpr int kMost = N == 16 ? 4 : 2, kLong = N == 16 && Q::kGroup > 32 ? 4 : 2;
   if (rows <= kQuantizedRows) {
-    quantized_panel<kBits, kMost, false>(a, panel, row, rows, sums);
+    quantized_panel<Q, kMost, false>(a, panel, row, rows, sums);
   } else if (rows <= kQuantizedSeveral) {
-    quantized_panel<kBits, 2, true>(a, panel, row, rows, sums);
+    quantized_panel<Q, 2, true>(a, panel, row, rows, sums);
   } else {
-    quantized_panel<kBits, kLong, true>(a, panel, row, rows, sums);
+    quantized_panel<Q, kLong, true>(a, panel, row, rows, sums);
   }
   quantized_store(a, row, rows, panel * kQuantizedPanel, sums);
 }
@@ -256,7 +269,13 @@ LLMCLI_INLINE void quantized_items(const QuantizedLinearArgs& a, int64_t begin, 
 
 inline void linear_quantized(const QuantizedLinearArgs& a, int64_t begin, int64_t end) {
   quantized_items(a, begin, end, [&](int64_t panel, int64_t row, int64_t row_end) {
-    a.bits == 8 ? quantized_item<8>(a, panel, row, row_end) : quantized_item<4>(a, panel, row, row_end);
+    if (a.blocks) {
+      a.bits == 8 ? quantized_item<Quantized<8, true>>(a, panel, row, row_end)
+                  : quantized_item<Quantized<4, true>>(a, panel, row, row_end);
+    } else {
+      a.bits == 8 ? quantized_item<Quantized<8, false>>(a, panel, row, row_end)
+                  : quantized_item<Quantized<4, false>>(a, panel, row, row_end);
+    }
   });
 }
 

@@ -39,22 +39,23 @@ LLMCLI_INLINE void quantized_products(const int8_t* x, int64_t x_stride, const u
 }
 
 // One panel against `rows` rows from `row` on.
-template <int kBits>
+template <class Q>
 inline void quantized_tiles(const QuantizedLinearArgs& a, TileSession& session, int64_t panel, int64_t row,
                             int64_t rows) {
-  constexpr int64_t kGroup = quantized_group(kBits), kDepth = kGroup < 64 ? kGroup : 64;
+  constexpr int kBits = Q::kBits;
+  constexpr int64_t kGroup = Q::kGroup, kDepth = kGroup < 64 ? kGroup : 64;
   alignas(64) float sums[kQuantizedBlock * kQuantizedPanel];
   alignas(64) int32_t products[TileProduct::kRows * kQuantizedPanel];
   alignas(64) uint8_t w_copy[kGroup * kQuantizedPanel];
   alignas(64) int8_t x_copy[kQuantizedBlock * kGroup];
-  const int64_t groups = quantized_groups(a.inputs, kBits), padded = quantized_inputs(a.inputs, kBits);
+  const int64_t groups = Q::groups(a.inputs), padded = Q::padded(a.inputs);
   const int64_t height = rows < TileProduct::kRows ? rows : TileProduct::kRows;
-  const uint8_t* next = a.w + panel * quantized_panel_bytes(a.inputs, kBits);
+  const uint8_t* next = a.w + panel * Q::panel_bytes(a.inputs);
   if (groups == 0) std::memset(sums, 0, sizeof(sums));
   session.shape(height, kDepth / 4);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t left = padded - g * kGroup, n = left < kGroup ? left : kGroup, depth = round_up(n, kDepth);
-    const bf16* const column_scales = reinterpret_cast<const bf16*>(next);
+    const auto* const column_scales = reinterpret_cast<const typename Q::Scale*>(next);
     const uint8_t* w = next + 2 * kQuantizedPanel;
     next = w + n * kQuantizedPanel * kBits / 8;
     const int8_t* x = a.q + row * padded + g * kGroup;
@@ -99,8 +100,14 @@ inline void quantized_tiles(const QuantizedLinearArgs& a, TileSession& session, 
 inline void linear_quantized_tiles(const QuantizedLinearArgs& a, int64_t begin, int64_t end) {
   TileSession session;
   quantized_items(a, begin, end, [&](int64_t panel, int64_t row, int64_t row_end) {
-    a.bits == 8 ? quantized_tiles<8>(a, session, panel, row, row_end - row)
-                : quantized_tiles<4>(a, session, panel, row, row_end - row);
+    const int64_t rows = row_end - row;
+    if (a.blocks) {
+      a.bits == 8 ? quantized_tiles<Quantized<8, true>>(a, session, panel, row, rows)
+                  : quantized_tiles<Quantized<4, true>>(a, session, panel, row, rows);
+    } else {
+      a.bits == 8 ? quantized_tiles<Quantized<8, false>>(a, session, panel, row, rows)
+                  : quantized_tiles<Quantized<4, false>>(a, session, panel, row, rows);
+    }
   });
 }
 

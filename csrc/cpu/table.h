@@ -28,6 +28,7 @@ const Kernels table = {
     .linear_quantized_rows = linear_quantized_rows,
     .linear_quantized = linear_quantized,
     .linear_quantized_pack = linear_quantized_pack,
+    .linear_blocks_pack = linear_blocks_pack,
     .quantize = quantize,
     .recurrent_cell = recurrent_cell,
     .rotary = rotary,

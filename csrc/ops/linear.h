@@ -12,17 +12,19 @@ class LinearLayer {
   static_assert(kPanel == cpu::kQuantizedPanel && kRows == cpu::kQuantizedBlock,
                 "one cut for all precisions");
 
-  // packed is linear_pack or linear_quantized_pack of (outputs, inputs), which its dtype and size tell; bias
-  // is null or (outputs), in `dtype`, that of x and y.
+  // packed is linear_pack, linear_quantized_pack or linear_blocks_pack of (outputs, inputs), which its dtype
+  // and size tell; bias is null or (outputs), in `dtype`, that of x and y.
   LinearLayer(const Tensor& packed, const Tensor* bias, int64_t inputs, int64_t outputs, ScalarType dtype)
       : inputs_(inputs), outputs_(outputs), dtype_(dtype_of(dtype, "linear")) {
     STD_TORCH_CHECK(outputs >= 0, "linear: expected outputs of 0 or more");
     const bool plain = packed.scalar_type() == dtype;
     const int64_t size = packed.numel();
-    if (packed.scalar_type() == ScalarType::Byte && inputs > 4)  // below, 8 and 4 bits take the same room
-      bits_ = size == panels(outputs) * cpu::quantized_panel_bytes(inputs, 8)   ? 8
-              : size == panels(outputs) * cpu::quantized_panel_bytes(inputs, 4) ? 4
-                                                                                : 0;
+    blocks_ = packed.scalar_type() == ScalarType::Char;
+    // Below five inputs, 8 and 4 bits take the same room.
+    if ((blocks_ || packed.scalar_type() == ScalarType::Byte) && inputs > 4)
+      bits_ = size == panels(outputs) * cpu::quantized_panel_bytes(inputs, 8, blocks_)   ? 8
+              : size == panels(outputs) * cpu::quantized_panel_bytes(inputs, 4, blocks_) ? 4
+                                                                                         : 0;
     STD_TORCH_CHECK(packed.is_contiguous() &&
                         (bits_ || (plain && size == panels(outputs) * padded(inputs, dtype_) * kPanel)),
                     "linear: packed weights do not belong to ", outputs, " outputs and ", inputs,
@@ -61,7 +63,8 @@ class LinearLayer {
   // What must be done to x before any of the items, row by row, and the bytes that it needs.
   int64_t preparations(int64_t rows) const { return bits_ ? rows : 0; }
   int64_t room(int64_t rows) const {
-    return bits_ ? rows * (8 * cpu::quantized_groups(inputs_, bits_) + cpu::quantized_inputs(inputs_, bits_))
+    return bits_ ? rows * (8 * cpu::quantized_groups(inputs_, bits_, blocks_) +
+                           cpu::quantized_inputs(inputs_, bits_))
                  : 0;
   }
   void prepare(const void* x, int64_t rows, void* room, int64_t begin, int64_t end) const {
@@ -95,7 +98,7 @@ class LinearLayer {
     const int64_t panel = column / kPanel, size = dtype_ == cpu::DType::f32 ? 4 : 2;
     const char* const w = static_cast<const char*>(w_) + panel * panel_bytes();
     if (bits_) {
-      const int64_t groups = cpu::quantized_groups(inputs_, bits_);
+      const int64_t groups = cpu::quantized_groups(inputs_, bits_, blocks_);
       cpu::QuantizedLinearArgs a = quantized(nullptr, y, all, room);
       a.w = reinterpret_cast<const uint8_t*>(w);
       a.scales += row * groups;
@@ -130,12 +133,12 @@ class LinearLayer {
 
  private:
   int64_t panel_bytes() const {
-    return bits_ ? cpu::quantized_panel_bytes(inputs_, bits_)
+    return bits_ ? cpu::quantized_panel_bytes(inputs_, bits_, blocks_)
                  : padded(inputs_, dtype_) * kPanel * (dtype_ == cpu::DType::f32 ? 4 : 2);
   }
 
   cpu::QuantizedLinearArgs quantized(const void* x, void* y, int64_t rows, void* room) const {
-    const int64_t groups = cpu::quantized_groups(inputs_, bits_);
+    const int64_t groups = cpu::quantized_groups(inputs_, bits_, blocks_);
     cpu::QuantizedLinearArgs a{};
     a.x = x;
     a.w = static_cast<const uint8_t*>(w_);
@@ -148,13 +151,15 @@ class LinearLayer {
     a.outputs = outputs_;
     a.dtype = dtype_;
     a.bits = bits_;
+    a.blocks = blocks_;
     return a;
   }
 
   const void *w_, *bias_;
   int64_t inputs_, outputs_;
   cpu::DType dtype_;
-  int bits_ = 0;  // of a quantised weight
+  int bits_ = 0;         // of a quantised weight
+  bool blocks_ = false;  // which is made of ggml's blocks
 };
 
 }  // namespace llmcli

@@ -10,8 +10,8 @@ namespace llmcli {
 inline int64_t quantized_panels(int64_t outputs) {
   return (outputs + cpu::kQuantizedPanel - 1) / cpu::kQuantizedPanel;
 }
-inline int64_t quantized_bytes(int64_t outputs, int64_t inputs, int bits) {
-  return quantized_panels(outputs) * cpu::quantized_panel_bytes(inputs, bits);
+inline int64_t quantized_bytes(int64_t outputs, int64_t inputs, int bits, bool blocks = false) {
+  return quantized_panels(outputs) * cpu::quantized_panel_bytes(inputs, bits, blocks);
 }
 
 // weight int8 (N, K) or uint8 (N, ceil(K / 2)), scale bfloat16 (N, groups) → packed, one dimension.
@@ -51,8 +51,9 @@ Tensor linear_quantized_with(const Tensor& x, const Tensor& packed, const std::o
   a.bits = static_cast<int>(bits);
   a.inputs = x.size(x.dim() - 1);
   a.outputs = outputs;
-  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
-                      packed.numel() == quantized_bytes(outputs, a.inputs, a.bits),
+  a.blocks = packed.scalar_type() == ScalarType::Char;
+  STD_TORCH_CHECK((a.blocks || packed.scalar_type() == ScalarType::Byte) && packed.is_contiguous() &&
+                      packed.numel() == quantized_bytes(outputs, a.inputs, a.bits, a.blocks),
                   "linear_quantized: packed weights do not belong to ", outputs, " outputs and ", a.inputs,
                   " inputs of ", bits, " bits");
   STD_TORCH_CHECK(

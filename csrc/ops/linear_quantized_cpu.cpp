@@ -20,7 +20,7 @@ Tensor linear_quantized(const Tensor& x, const Tensor& packed, std::optional<Ten
                         int64_t bits) {
   return linear_quantized_with(x, packed, bias, outputs, bits, [](cpu::QuantizedLinearArgs& a) {
     // The calling thread's scratch: the others read it while this one waits for them.
-    const int64_t groups = cpu::quantized_groups(a.inputs, a.bits);
+    const int64_t groups = cpu::quantized_groups(a.inputs, a.bits, a.blocks);
     const int64_t padded = cpu::quantized_inputs(a.inputs, a.bits);
     a.scales = static_cast<float*>(scratch(a.rows * (8 * groups + padded)));
     a.starts = reinterpret_cast<int32_t*>(a.scales + a.rows * groups);

@@ -19,6 +19,7 @@ Tensor linear_quantized_pack(const Tensor& weight, const Tensor& scale, int64_t 
 Tensor linear_quantized(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias, int64_t outputs,
                         int64_t bits) {
   return linear_quantized_with(x, packed, bias, outputs, bits, [&](cpu::QuantizedLinearArgs& a) {
+    STD_TORCH_CHECK(!a.blocks, "linear_quantized: ggml's blocks run on a CPU");
     const int64_t groups = a.rows * cpu::quantized_groups(a.inputs, a.bits);
     const int64_t bytes = a.rows * cuda::quantized_row(a.inputs);
     const Tensor memory = torch::stable::new_empty(x, {bytes + 8 * groups}, ScalarType::Byte);

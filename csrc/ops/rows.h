@@ -76,7 +76,9 @@ Tensor empty_cpu(const Sizes& sizes, ScalarType dtype) {
   Tensor y(handle);
 #if defined(__linux__)
   constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  const uintptr_t size = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
+  const uintptr_t size = dtype == ScalarType::Float                               ? 4
+                         : dtype == ScalarType::Byte || dtype == ScalarType::Char ? 1
+                                                                                  : 2;
   const uintptr_t bytes = static_cast<uintptr_t>(count) * size;
   if (bytes >= 2 * kHuge) {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(y.mutable_data_ptr());

@@ -18,7 +18,9 @@ inline Tensor empty_weights(int64_t count, ScalarType dtype) {
   static std::mutex mutex;
   static std::shared_ptr<char> chunk;
   static size_t used = 0, room = 0;
-  const size_t width = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
+  const size_t width = dtype == ScalarType::Float                               ? 4
+                       : dtype == ScalarType::Byte || dtype == ScalarType::Char ? 1
+                                                                                : 2;
   const size_t bytes = (static_cast<size_t>(count) * width + kLine - 1) / kLine * kLine;
   const std::lock_guard<std::mutex> lock(mutex);
   if (!chunk || bytes > room - used) {

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -253,10 +253,14 @@ def shortest(value: float) -> float:
 
 
 class Weights(Mapping[str, "Tensor"]):
-    """Lazy tensors of a file: mapped where they are plain numbers, unpacked to `dtype` where they are blocks."""
+    """Lazy tensors of a file: mapped where they are plain numbers, unpacked to `dtype` where they are blocks.
 
-    def __init__(self, file: File, dtype: torch.dtype):
-        self.file, self._dtype = file, dtype
+    A matrix in one of the types `in_place` is not unpacked: its rows are numbers (N,1) that `blocks` and `unpacked`
+    understand, so that whoever turns, splits or reorders rows need not know.
+    """
+
+    def __init__(self, file: File, dtype: torch.dtype, in_place: Collection[str] = ()):
+        self.file, self._dtype, self._in_place = file, dtype, in_place
         with file.path.open("rb") as opened:  # private: who writes to a tensor leaves the file alone
             self._map = mmap.mmap(opened.fileno(), len(file.map), access=mmap.ACCESS_COPY)
 
@@ -275,11 +279,33 @@ class Weights(Mapping[str, "Tensor"]):
 
         from llmcli.ops import blocks
 
+        if stored.kind in self._in_place and len(stored.shape) == 2:
+            return torch.arange(stored.begin, stored.end, (stored.end - stored.begin) // stored.shape[0])[:, None]
         data = torch.frombuffer(self._map, dtype=torch.uint8, count=stored.end - stored.begin, offset=stored.begin)
         if stored.kind not in PLAIN:
             return blocks(data, stored.kind, self._dtype).view(stored.shape)
         aligned = data.clone() if stored.begin % 4 else data
         return aligned.view(getattr(torch, PLAIN[stored.kind])).view(stored.shape)
+
+    def blocks(self, rows: Tensor) -> tuple[Tensor, str, int]:
+        """All bytes of the file, in which rows (N,1) of a matrix are where each begins; its type and its columns."""
+        import torch
+
+        first = int(rows[0, 0])
+        found = next(stored for stored in self.file.tensors.values() if stored.begin <= first < stored.end)
+        return torch.frombuffer(self._map, dtype=torch.uint8), found.kind, found.shape[-1]
+
+    def unpacked(self, rows: Tensor) -> Tensor:
+        """The weights of rows (N,1), neighbours in the file, in `dtype`: (N,K)."""
+        from llmcli.ops import blocks
+
+        data, kind, columns = self.blocks(rows)
+        size = columns // SIZES[kind].weights * SIZES[kind].bytes
+        begin = int(rows.min())
+        own = data[begin : int(rows.max()) + size]
+        if len(own) != len(rows) * size or (rows[1:] < rows[:-1]).any():  # not as they lie
+            own = own.view(-1, size)[rows[:, 0].sub(begin).div(size, rounding_mode="floor")].flatten()
+        return blocks(own, kind, self._dtype).view(len(rows), columns)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.file.tensors)

@@ -6,6 +6,7 @@ Knows names and layouts of checkpoints; builds no model.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,12 @@ if TYPE_CHECKING:  # describing a model needs no torch
     import torch
 
 
-def weights(path: Path, dtype: torch.dtype) -> safetensors.Weights | gguf_model.Renamed:
-    """The tensors of a checkpoint under Hugging Face's names; blocks of ggml's formats are unpacked to dtype."""
-    return gguf_model.Renamed(gguf.open(path), dtype) if gguf.recognised(path) else safetensors.open(path)
+def weights(path: Path, dtype: torch.dtype, in_place: Collection[str] = ()) -> safetensors.Weights | gguf_model.Renamed:
+    """The tensors of a checkpoint under Hugging Face's names.
+
+    Blocks of ggml's formats are unpacked to dtype, matrices of the types `in_place` as `gguf.Weights` tells.
+    """
+    return gguf_model.Renamed(gguf.open(path), dtype, in_place) if gguf.recognised(path) else safetensors.open(path)
 
 
 def config(path: Path) -> dict[str, Any]:

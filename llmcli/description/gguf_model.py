@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcli.checkpoints import gguf
@@ -130,11 +130,11 @@ def _llama3(file: gguf.File, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Renamed(Mapping[str, "Tensor"]):
-    """The tensors of a file under Hugging Face's names and in its layouts, lazily; blocks are unpacked to `dtype`."""
+    """The tensors of a file under Hugging Face's names and in its layouts, lazily, read as `stored` reads them."""
 
-    def __init__(self, file: gguf.File, dtype: torch.dtype):
+    def __init__(self, file: gguf.File, dtype: torch.dtype, in_place: Collection[str] = ()):
         name, self._known = architecture(file)
-        self._weights = gguf.Weights(file, dtype)
+        self.stored = gguf.Weights(file, dtype, in_place)
         self._heads = _setting(file, f"{name}.attention.head_count", None)
         self._kv_heads = _setting(file, f"{name}.attention.head_count_kv", self._heads)
         self._names: dict[str, tuple[str, int | None]] = {}  # what it is called in the file, and which expert of it
@@ -147,7 +147,7 @@ class Renamed(Mapping[str, "Tensor"]):
 
     def __getitem__(self, name: str) -> Tensor:
         stored, expert = self._names[name]
-        tensor = self._weights[stored] if expert is None else self._weights.slice(stored, expert)
+        tensor = self.stored[stored] if expert is None else self.stored.slice(stored, expert)
         match = NAME.fullmatch(stored)
         layouts = self._known.layouts.get(match[2]) if match else None
         if layouts is None:
@@ -157,7 +157,7 @@ class Renamed(Mapping[str, "Tensor"]):
             return layouts[0](tensor, heads)
         except RuntimeError:
             raise ModelError(
-                f"{self._weights.file.path}: {stored} has shape {list(tensor.shape)}, which {heads} heads do not divide"
+                f"{self.stored.file.path}: {stored} has shape {list(tensor.shape)}, which {heads} heads do not divide"
             ) from None
 
     def __iter__(self) -> Iterator[str]:
@@ -168,7 +168,7 @@ class Renamed(Mapping[str, "Tensor"]):
 
     def release(self) -> None:
         """As gguf.Weights.release."""
-        self._weights.release()
+        self.stored.release()
 
 
 def _experts(file: gguf.File, name: str, stored: gguf.Stored) -> int:

@@ -12,7 +12,7 @@ from llmcli.errors import ModelError
 from llmcli.nn.linear import Linear
 from llmcli.nn.quantized import FORMATS
 from llmcli.ops import linear_pack
-from llmcli.ops.linear_quantized import packed_bytes
+from llmcli.ops.linear_quantized import packed_bits, packed_bytes
 
 KEY, LAYOUT = "packed", 1  # in config.json; one layout serves every instruction set
 HEAD = "packed_head"  # of a tied embedding
@@ -50,20 +50,25 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def assign(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype, quantized: str | None) -> None:
     """Put the tensors into a model on the meta device, without copying. Raises ModelError where they do not fit."""
-    if quantized is not None:
-        model.quantized = quantized
+    model.quantized = quantized
+    if quantized is not None or "lm_head.packed" in weights:
         model.matrices()  # gives a tied head a matrix of its own
     layers = linear_layers(model)
+    kinds: dict[str, int] = {}  # bits
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         name: (tuple(parameter.shape), dtype)
         for name, parameter in model.named_parameters()
         if not (name.endswith(".weight") and name.removesuffix(".weight") in layers)
     }
     for name, layer in layers.items():
-        bits = model.bits(quantized, name) if quantized else 0
-        size = layer.in_features, layer.out_features
+        bits, size = model.bits(quantized, name) if quantized else 0, (layer.in_features, layer.out_features)
+        found = weights.get(f"{name}.packed")
+        kind, blocks = torch.uint8, False
+        if found is not None and found.dtype == torch.int8:  # blocks of a GGUF file
+            kind, blocks, bits = torch.int8, True, packed_bits(found, *size)
+        kinds[name] = bits
         expected[f"{name}.packed"] = (
-            ((packed_bytes(*size, bits),), torch.uint8) if bits else (packed_shape(*size, dtype), dtype)
+            ((packed_bytes(*size, bits, blocks=blocks),), kind) if bits else (packed_shape(*size, dtype), dtype)
         )
     if HEAD in weights:
         V, C = model.tokens.shape
@@ -82,7 +87,7 @@ def assign(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype, quanti
         if name == HEAD:
             model._packed_head = tensor
         elif leaf == "packed":
-            layers[where].set_packed(tensor, model.bits(quantized, where) if quantized else 0)
+            layers[where].set_packed(tensor, kinds[where])
         else:
             setattr(model.get_submodule(where), leaf, nn.Parameter(tensor, requires_grad=False))
 

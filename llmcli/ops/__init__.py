@@ -11,6 +11,7 @@ from llmcli.ops.cached_attention import cached_attention
 from llmcli.ops.decoder import decoder
 from llmcli.ops.finite import finite
 from llmcli.ops.linear import linear, linear_pack
+from llmcli.ops.linear_blocks import linear_blocks_pack
 from llmcli.ops.linear_cross_entropy import linear_cross_entropy
 from llmcli.ops.linear_logprobs import linear_logprobs
 from llmcli.ops.linear_quantized import linear_quantized, linear_quantized_pack
@@ -36,6 +37,7 @@ __all__ = [
     "gru_cell",
     "layer_norm",
     "linear",
+    "linear_blocks_pack",
     "linear_cross_entropy",
     "linear_logprobs",
     "linear_pack",

@@ -17,7 +17,7 @@ def linear_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log p of targets under softmax(x Wᵀ), and the likeliest tokens: x (...,C), W (V,C), targets (...) → (...) each.
 
-    packed is `linear_pack` or `linear_quantized_pack` of W; targets and tokens are int64, log-probabilities float32; of
+    packed is `linear_pack` of W, or of its integers; targets and tokens are int64, log-probabilities float32; of
     equals the first is likeliest. Logits are not rounded to x's dtype: parts of the vocabulary are reduced while they
     are in cache; a cap makes `softcap` of them. NaN or +infinity among a row's logits gives NaN, and any token.
     Inference only; the same bits for any company and number of threads. Raises ValueError where shapes do not fit,
@@ -37,7 +37,7 @@ def _fallback(x: Tensor, packed: Tensor, targets: Tensor, out_features: int, cap
     for wrong in targets[(targets < 0) | (targets >= out_features)].tolist():
         raise RuntimeError(f"linear_logprobs: expected targets from 0 to {out_features - 1}, got {wrong}")
     wide = torch.promote_types(x.dtype, torch.float32)
-    weight = None if packed.dtype == torch.uint8 else unpack(packed, x.shape[-1], out_features).to(wide)
+    weight = unpack(packed, x.shape[-1], out_features).to(wide) if packed.is_floating_point() else None
     logprobs, best = x.new_empty(len(x), dtype=wide), torch.empty_like(targets)
     for begin in range(0, len(x), ROWS):
         part = slice(begin, begin + ROWS)

@@ -288,6 +288,15 @@ def linear_quantized_pack(cast: Cast) -> Iterator[tuple[str, Arguments]]:
             yield f"N{N} K{K} int{bits}", (*quantized(K, N, bits), K)
 
 
+def linear_blocks_pack(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Rows of ggml's blocks in another order; packing moves numbers."""
+    for N, K in ((1, 32), (65, 96)):
+        for bits in (8, 4):
+            size = K // 32 * (2 + 4 * bits)
+            data = torch.randint(0, 64, (N * size,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+            yield f"N{N} K{K} {bits} bits", (data, torch.arange(N).flip(0) * size, bits, K)
+
+
 def linear_quantized(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """Few rows and more, with and without bias, on weights of 8 and 4 bits."""
     pack = registry.fallback("linear_quantized_pack")
@@ -368,8 +377,9 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "linear": linear,
     "quantize": quantize,
     "linear_quantized_pack": linear_quantized_pack,
+    "linear_blocks_pack": linear_blocks_pack,
     "linear_quantized": linear_quantized,
     "decoder": decoder,
 }
 # Compared with their fallback in the same dtype: they move numbers, or round their input to whole ones first.
-SAME_DTYPE = {"blocks", "linear_pack", "quantize", "linear_quantized_pack", "linear_quantized"}
+SAME_DTYPE = {"blocks", "linear_pack", "quantize", "linear_quantized_pack", "linear_blocks_pack", "linear_quantized"}

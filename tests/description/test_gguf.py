@@ -13,11 +13,14 @@ from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from llmcli import description, loading
+from llmcli import conversion, description, loading
 from llmcli.checkpoints import gguf
 from llmcli.errors import ModelError
+from llmcli.nn import prepacked
+from llmcli.ops.linear_quantized import _unpack as unpack
 from llmcli.tokenizer import Tokenizer
 from tests import gguf_files
+from tests.marks import kernels_only
 from tests.models.families import Case, prompt, range_error, write
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -116,13 +119,89 @@ def test_padding_of_the_vocabulary_and_a_copy_of_the_tied_head(made: Path, tmp_p
     assert not loading.load(tmp_path / "y.gguf").model.config.tie_word_embeddings
 
 
+WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}  # rows of whole blocks
+
+
+def in_blocks(directory: Path, kind: GGMLQuantizationType, head: GGMLQuantizationType | None = None) -> Path:
+    """The checkpoint of a directory as a GGUF file whose matrices are blocks, the embedding those of `head`."""
+    gguf_files.write(directory, directory / "model.gguf")
+    tensors = {}
+    for name, tensor in gguf.Weights(gguf.open(directory / "model.gguf"), torch.float32).items():
+        own = (head or kind) if name.startswith("token_embd") else kind
+        if tensor.dim() >= 2:
+            tensors[name] = quantize(tensor.numpy(), own), own
+    architecture = gguf.open(directory / "model.gguf").metadata["general.architecture"]
+    changed(directory / "model.gguf", directory / "x.gguf", {"general.architecture": architecture}, tensors)
+    return directory / "x.gguf"
+
+
+@kernels_only
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0], ids=["Q8_0", "Q4_0"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("gpt2", {"n_embd": 64, "n_head": 4}),
+        Case("llama", {**WIDE, "tie_word_embeddings": True}),
+        Case("phi3", WIDE),
+        Case("mixtral", WIDE),
+        Case("gpt_neox", WIDE),
+    ],
+    ids=str,
+)
+@torch.inference_mode()
+def test_blocks_run_as_they_are(tmp_path: Path, case: Case, kind: GGMLQuantizationType) -> None:
+    """Every matrix is the file's numbers in the bytes of its blocks; inputs in 8 bits move the logits little."""
+    write(tmp_path, case)
+    path = in_blocks(tmp_path, kind)
+    loaded, plain = loading.load(path), loading.load(path, dtype="float32", pack=False)
+    bits = 8 if kind == GGMLQuantizationType.Q8_0 else 4
+    layers, numbers = prepacked.linear_layers(loaded.model), dict(plain.model.named_parameters())
+    for name, layer in layers.items():
+        assert layer.packed is not None
+        panels, N, K = -(-layer.out_features // 64), layer.out_features, layer.in_features
+        assert (layer.bits, layer.packed.nbytes) == (bits, panels * 64 * K // 32 * (2 + 4 * bits))
+        weight = torch.cat([q * scale[:, None] for q, scale in unpack(layer.packed, K, N, bits)], 1)
+        assert torch.equal(weight, numbers.get(f"{name}.weight", plain.model.tokens))
+    assert "lm_head" in layers
+    ids = prompt(2, 20)
+    logits = loaded.model(ids)
+    if case.model_type != "mixtral":  # which may take other experts
+        assert range_error(logits.float(), plain.model(ids)) < 0.08
+    assert torch.equal(torch.cat([loaded.model(row[None]) for row in ids]), logits)
+    assert torch.equal(loading.load(path, dtype="bfloat16").model(ids), logits)
+
+
+@kernels_only
+@torch.inference_mode()
+def test_blocks_packed_for_mapping(tmp_path: Path) -> None:
+    """`convert --packed` keeps the blocks, also those of a head that is the embedding."""
+    write(tmp_path, Case("gpt2", {"n_embd": 64, "n_head": 4}))
+    loaded = loading.load(in_blocks(tmp_path, GGMLQuantizationType.Q8_0))
+    conversion.save(loaded, tmp_path / "packed")
+    again = loading.load(tmp_path / "packed")
+    assert torch.equal(again.model(prompt(1, 9)), loaded.model(prompt(1, 9)))
+    assert {layer.bits for layer in prepacked.linear_layers(again.model).values()} == {8}
+
+
+@kernels_only
+def test_blocks_beside_other_types(tmp_path: Path) -> None:
+    """A head of another type stays a matrix of its own kind; blocks with infinite scales are refused."""
+    write(tmp_path, Case("gpt2", {"n_embd": 64, "n_head": 4}))
+    path = in_blocks(tmp_path, GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0)
+    layers = prepacked.linear_layers(loading.load(path).model)
+    assert {layer.bits for layer in layers.values()} == {4}
+    assert "lm_head" not in layers
+    damaged, file = bytearray(path.read_bytes()), gguf.open(path)
+    damaged[file.tensors["blk.0.ffn_up.weight"].begin + 1] = 0x7C
+    path.write_bytes(damaged)
+    with pytest.raises(ModelError, match=r"mlp.c_fc.weight holds NaN or infinity"):
+        loading.load(path)
+
+
 @torch.inference_mode()
 def test_quantised_weights_run_in_bfloat16_unless_asked(tmp_path: Path) -> None:
     write(tmp_path, Case("gpt2", {"n_embd": 64, "n_head": 4}))
-    gguf_files.write(tmp_path, tmp_path / "model.gguf")
-    wide, kind = gguf.Weights(gguf.open(tmp_path / "model.gguf"), torch.float32), GGMLQuantizationType.Q8_0
-    tensors = {name: (quantize(tensor.numpy(), kind), kind) for name, tensor in wide.items() if tensor.dim() == 2}
-    changed(tmp_path / "model.gguf", tmp_path / "x.gguf", {}, tensors)
+    in_blocks(tmp_path, GGMLQuantizationType.Q8_0)
     automatic, exact = loading.load(tmp_path / "x.gguf"), loading.load(tmp_path / "x.gguf", dtype="float32")
     assert (automatic.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
     ids = prompt(1, 20)
