@@ -25,17 +25,12 @@ TEXTS = ["The sea was calm", "said the boy. " * 3, "", "ship", "Where shall we g
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random classifier of three classes."""
-    return write(tmp_path_factory.mktemp("classifier"), ["bad", "good", "so so"], seed=0)
-
-
-def write(folder: Path, labels: list[str], seed: int) -> Path:
-    """A tiny random classifier."""
-    generator = torch.Generator().manual_seed(seed)
-    model = Classifier(GPT2(TINY).initialize(generator), len(labels)).initialize_head(generator)
+    folder = tmp_path_factory.mktemp("classifier")
+    generator = torch.Generator().manual_seed(0)
+    model = Classifier(GPT2(TINY).initialize(generator), 3).initialize_head(generator)
     safetensors.save(folder / "model.safetensors", model.checkpoint())
     write_tokenizer(folder, TINY.vocab_size)
-    id2label = {str(number): label for number, label in enumerate(labels)}
-    names = {"architectures": ["GPT2ForSequenceClassification"], "id2label": id2label}
+    names = {"architectures": ["GPT2ForSequenceClassification"], "id2label": {"0": "bad", "1": "good", "2": "so so"}}
     document = {"model_type": "gpt2", **vars(TINY), "eos_token_id": 0, **names}
     (folder / "config.json").write_text(json.dumps(document))
     return folder

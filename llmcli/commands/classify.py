@@ -24,18 +24,11 @@ if TYPE_CHECKING:
         ("a line of text each", "printf 'a joy\\na bore\\n' | llmcli classify -m runs/mood"),
         ("only the labels", "llmcli classify -m runs/mood reviews.txt | cut -f1"),
         ("every probability, as JSONL", "llmcli classify -m runs/mood reviews.jsonl --format jsonl"),
-        ("three together, measured", "llmcli classify -m runs/1 --with runs/2 --with runs/3 --figures dev.jsonl"),
+        ("how often it is right", "llmcli classify -m runs/mood --figures dev.jsonl"),
     ],
 )
 @click.argument("files", nargs=-1, type=click.Path(), metavar="[FILES]...")
 @options.model_options
-@options.option(
-    "--with",
-    "others",
-    multiple=True,
-    metavar="MODEL",
-    help="Ask this one, too, and take the mean of the probabilities. Can be repeated.",
-)
 @options.option(
     "--figures",
     is_flag=True,
@@ -45,7 +38,6 @@ if TYPE_CHECKING:
 def command(
     files: tuple[str, ...],
     choice: options.ModelChoice,
-    others: tuple[str, ...],
     figures: bool,
     batch_size: int,
     encoding_errors: str,
@@ -61,49 +53,31 @@ def command(
         raise InputError("--figures: expected --format text or json, got jsonl")
     texts = lines.read(files, encoding_errors)
     labelled = list(lines.labelled(files, encoding_errors)) if figures else []
-    loaded = load(choice, others)
-    first, names = loaded[0], [one.name for one in loaded]
-    head = {"model": first.name, **({"with": names[1:]} if others else {}), "labels": list(first.labels)}
+    loaded = choice.load(kinds=("decoder", "encoder"), classifier=True)
+    head = {"model": loaded.name, "labels": list(loaded.labels)}
     if figures:
         return write_figures(loaded, labelled, head, batch_size, format, output)
     lines.write(
         answers(loaded, texts, batch_size),
         lambda result: f"{result['label']}\t{result['p']:.4f}\n",
         {"schema": "llmcli/classification/1", **head},
-        first.engine(),
+        loaded.engine(),
         what="classifying",
         format=format,
         output=output,
     )
 
 
-def load(choice: options.ModelChoice, others: Sequence[str]) -> list[Loaded]:
-    """The model of -m and the others, all of the same labels, or an InputError."""
-    kinds = ("decoder", "encoder")
-    loaded = [choice.load(kinds=kinds, classifier=True)]
-    for other in others:
-        loaded.append(dataclasses.replace(choice, model=other).load(kinds=kinds, classifier=True))
-        if loaded[-1].labels != loaded[0].labels:
-            expected, got = (", ".join(one.labels)[:200] for one in (loaded[0], loaded[-1]))
-            raise InputError(f"--with {other}: expected a classifier of {expected}; got one of {got}")
-    return loaded
-
-
-def answers(loaded: Sequence[Loaded], texts: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
+def answers(loaded: Loaded, texts: Iterable[str], batch_size: int) -> Iterator[dict[str, Any]]:
     """The label, its probability and those of all labels, for each text in order."""
-    import torch
-
     from llmcli import classification
 
-    texts = iter(texts)
+    texts, limit = iter(texts), loaded.model.config.n_positions
     while batch := list(islice(texts, batch_size)):
-        blocks: list[torch.Tensor] = []
-        for one in loaded:
-            limit = one.model.config.n_positions
-            rows, n_cut = classification.encode(one.tokenizer, batch, limit, encoder=one.model.KIND == "encoder")
-            lines.warn_cut(n_cut, limit)
-            blocks += classification.probabilities(one.model, rows, batch_size=batch_size, device=one.device)
-        yield from (answer(loaded[0].labels, row) for row in torch.stack(blocks).mean(0).tolist())
+        rows, n_cut = classification.encode(loaded.tokenizer, batch, limit, encoder=loaded.model.KIND == "encoder")
+        lines.warn_cut(n_cut, limit)
+        for block in classification.probabilities(loaded.model, rows, batch_size=batch_size, device=loaded.device):
+            yield from (answer(loaded.labels, row) for row in block.tolist())
 
 
 def answer(labels: Sequence[str], probabilities: list[float]) -> dict[str, Any]:
@@ -117,7 +91,7 @@ def answer(labels: Sequence[str], probabilities: list[float]) -> dict[str, Any]:
 
 
 def write_figures(
-    loaded: Sequence[Loaded],
+    loaded: Loaded,
     labelled: Sequence[Labelled],
     head: dict[str, Any],
     batch_size: int,
@@ -127,7 +101,7 @@ def write_figures(
     """Classify, and write how well the labels are told apart. Raises InputError for a label that no answer can be."""
     from llmcli import classification
 
-    labels = list(loaded[0].labels)
+    labels = list(loaded.labels)
     for one in labelled:
         if one.label not in labels:
             raise InputError(f"{one.name}: expected a label among {', '.join(labels)[:200]}; got {one.label!r}")
@@ -140,7 +114,7 @@ def write_figures(
         found = classification.figures(labels, [labels.index(one.label) for one in labelled], got)
         if format == "json":
             document = {"schema": "llmcli/class-figures/1", **head, "n": len(got), **dataclasses.asdict(found)}
-            out.write(terminal.to_json({**document, "llmcli": loaded[0].engine()}))
+            out.write(terminal.to_json({**document, "llmcli": loaded.engine()}))
         else:
             right = sum(found.confusion[number][number] for number in range(len(labels)))
             out.write(f"{classes.table(found)}accuracy {100 * found.accuracy:.2f} % ({right} of {len(got)})\n")

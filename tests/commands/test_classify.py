@@ -9,21 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from llmcli.cli import cli
-from tests.test_classification import directory, write
+from tests.test_classification import directory
 
 __all__ = ["directory"]
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another classifier of the same classes."""
-    return write(tmp_path_factory.mktemp("other"), ["bad", "good", "so so"], seed=1)
-
-
-@pytest.fixture(scope="module")
-def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier of other classes."""
-    return write(tmp_path_factory.mktemp("binary"), ["no", "yes"], seed=2)
 
 
 def classify(directory: Path, *flags: str, stdin: str | bytes = "") -> tuple[int, str, str]:
@@ -61,19 +49,6 @@ def test_json_has_every_probability(directory: Path, tmp_path: Path) -> None:
         assert result["p"] == max(result["probabilities"].values()) == result["probabilities"][result["label"]]
 
 
-def test_the_mean_of_several(directory: Path, other: Path) -> None:
-    def probabilities(*flags: str) -> list[dict[str, float]]:
-        out = classify(*flags, "--format", "jsonl", stdin="The sea\nship\n")[1]
-        return [json.loads(line)["probabilities"] for line in out.splitlines()]
-
-    one, two, both = (probabilities(*flags) for flags in ([directory], [other], [directory, "--with", str(other)]))
-    assert one != two
-    for a, b, mean in zip(one, two, both, strict=True):
-        assert mean == {label: pytest.approx((a[label] + b[label]) / 2, rel=1e-6) for label in a}
-    document = json.loads(classify(directory, "--with", str(other), "--json", stdin="ship\n")[1])
-    assert (document["model"], document["with"]) == (str(directory), [str(other)])
-
-
 def test_figures_of_labelled_texts(directory: Path, tmp_path: Path) -> None:
     texts = ["The sea", "ship", "said the boy", "the old man"]
     answers = [line.split("\t")[0] for line in classify(directory, stdin="\n".join(texts))[1].splitlines()]
@@ -103,14 +78,11 @@ def test_figures_of_labelled_texts(directory: Path, tmp_path: Path) -> None:
         ),
         (["--figures"], b"plain", 2, "standard input:1: not JSON"),
         (["--figures", "--format", "jsonl"], b"", 2, "expected --format text or json"),
-        (["--with", "{binary}"], b"a", 2, "expected a classifier of bad, good, so so; got one of no, yes"),
     ],
 )
-def test_refuses(
-    directory: Path, binary: Path, tmp_path: Path, flags: list[str], stdin: bytes, code: int, words: str
-) -> None:
+def test_refuses(directory: Path, tmp_path: Path, flags: list[str], stdin: bytes, code: int, words: str) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
-    found, _, err = classify(directory, *(flag.format(tmp=tmp_path, binary=binary) for flag in flags), stdin=stdin)
+    found, _, err = classify(directory, *(flag.format(tmp=tmp_path) for flag in flags), stdin=stdin)
     assert (found, err.count("\n")) == (code, 1)
     assert words in err
 
