@@ -15,6 +15,14 @@ from torch import Tensor, library
 from tests.cuda import building
 
 ORDERS = (0, 1)  # of threads, and of copies: see emulation/fibers.h
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Compiling and emulating the kernels takes minutes."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
