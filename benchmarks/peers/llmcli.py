@@ -10,6 +10,8 @@ PACKAGES: tuple[str, ...] = ()
 VARIANTS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int4"}
 SCORES = tuple(VARIANTS)
 TRAINS = ("float32", "bfloat16")
+# What `llmcli train` sets by `training.memory.keep` before there are threads, of which a worker has some by then.
+TRAINING = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 def convert(models: Path, target: Path) -> None:
@@ -60,12 +62,10 @@ class Engine:
         import torch
 
         from llmcli import loading
-        from llmcli.training import memory
         from llmcli.training.recipe import Recipe
         from llmcli.training.trainer import DROPOUTS, Trainer
 
         if self.trainer is None:
-            memory.keep()
             loaded = loading.load(self.models / "float32", pack=False, changes=dict.fromkeys(DROPOUTS, 0.0))
             recipe = Recipe(iters=1_000_000, batch_size=len(rows), dtype=self.variant)
             self.trainer = Trainer(loaded.model, self, recipe)

@@ -95,12 +95,13 @@ class Worker:
         self.process.communicate()
 
 
-def worker(work: Path, name: str, threads: int) -> Worker:
+def worker(work: Path, name: str, threads: int, *, trains: bool) -> Worker:
     """The process of a prepared engine. Raises Dead with the reason when it is not prepared."""
     python, why = python_of(work, name), reason_file(work, name)
     if why.exists() or not python.exists():
         raise Dead(why.read_text("utf-8") if why.exists() else "not prepared: run python -m benchmarks.peers.prepare")
-    environment = {"OMP_NUM_THREADS": str(threads)} | getattr(engine(name), "ENVIRONMENT", {})
+    file, environment = engine(name), {"OMP_NUM_THREADS": str(threads)}
+    environment |= getattr(file, "ENVIRONMENT", {}) | (getattr(file, "TRAINING", {}) if trains else {})
     return Worker([python, "-m", "benchmarks.peers.worker", name, "serve"], environment, work / f"{name}.log")
 
 
@@ -198,7 +199,8 @@ def measure(
         for row in rows if index % 2 == 0 else reversed(rows):
             if row["error"] is None:
                 try:
-                    process, load = worker(work, row["engine"], threads), [str(models), row["variant"], threads]
+                    process = worker(work, row["engine"], threads, trains="train" in kinds)
+                    load = [str(models), row["variant"], threads]
                     first = prompt if row["variant"] in abilities(row["engine"])["GENERATES"] else None
                     can = able(row["engine"], row["variant"], chosen)
                     done = turn(process, load, can, draws, first, partial(look, present, loaded[row["precision"]]))
