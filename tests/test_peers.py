@@ -94,7 +94,7 @@ def test_rounds_take_turns_and_outlive_an_engine(
 ) -> None:
     order = []
 
-    def worker(work: Path, name: str, threads: int) -> run.Worker:
+    def worker(work: Path, name: str, threads: int, *, trains: bool) -> run.Worker:
         order.append(name)
         if name == "openvino":
             raise run.Dead("not prepared")
@@ -299,7 +299,7 @@ def test_samples_are_no_longer_than_they_need_to_be() -> None:
 
 def test_an_engine_without_environment_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(run.Dead, match=r"run python -m benchmarks\.peers\.prepare"):
-        run.worker(tmp_path, "openvino", 2)
+        run.worker(tmp_path, "openvino", 2, trains=False)
 
     def fail(work: Path, name: str) -> None:
         raise subprocess.CalledProcessError(1, ["pip"], "collecting\nno matching distribution\n")
@@ -307,7 +307,7 @@ def test_an_engine_without_environment_says_so(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(prepare, "install", fail)
     assert prepare.prepare(tmp_path, "openvino", []) == "no matching distribution"
     with pytest.raises(run.Dead, match="no matching distribution"):
-        run.worker(tmp_path, "openvino", 2)
+        run.worker(tmp_path, "openvino", 2, trains=False)
     monkeypatch.setattr(prepare, "install", lambda work, name: None)
     assert prepare.prepare(tmp_path, "openvino", []) is None
     assert not prepare.reason_file(tmp_path, "openvino").exists()
