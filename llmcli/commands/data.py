@@ -37,6 +37,7 @@ def command() -> None:
 @option("--min-chars", type=click.IntRange(1), default=1, help="Drop shorter ones.")
 @option("--max-chars", type=click.IntRange(1), help="Drop longer ones.")
 @option("--min-letters", type=Number(0, 1), default=0.0, help="Drop those with a smaller share of letters and spaces.")
+@option("--charset", metavar="NAME", help="Drop those with a character that this encoding lacks: ascii, latin-1, …")
 @option("--near", type=Number(0, 1), default=0.8, help="Drop what shares so much with an earlier one; 0 keeps it.")
 @option("--report", metavar="FILE", help="Write as JSON what was dropped and why.")
 @option("-o", "--output", type=click.Path(), metavar="FILE", help="Write to FILE instead of stdout; '-' is stdout.")
@@ -47,6 +48,7 @@ def prepare(
     min_chars: int,
     max_chars: int | None,
     min_letters: float,
+    charset: str | None,
     near: float,
     report: str | None,
     output: str | None,
@@ -60,7 +62,7 @@ def prepare(
         raise InputError("expected texts or records, got none; name files, or '-' for standard input")
     from llmcli.data import cleaning
 
-    rules = cleaning.Rules(normalize, min_chars, max_chars, min_letters, near)
+    rules = cleaning.Rules(normalize, min_chars, max_chars, min_letters, near, charset)
     found = cleaning.Report(rules)
     with terminal.open_output(output) as out, Progress("preparing", unit="records") as progress:
         for record in cleaning.clean(learning.records(files), rules, found):

@@ -51,7 +51,7 @@ def language(
     start_id = loaded.model.start_id if loaded.answers else None
     if start_id is None and len(documents) == len(lessons) and len(held_documents) == len(held):
         if not val_records:
-            documents, held_documents = corpus.split(documents, val_fraction)
+            documents, held_documents = corpus.split(documents, val_fraction, flags["seed"])
         stream = learning.encode(loaded.tokenizer, documents, flags["token_cache"])
         ctx_size = max(1, min(ctx_size, len(stream) // 2))  # of a short text, two windows
         if held_documents:
@@ -61,7 +61,7 @@ def language(
         windows = batches.Windows(stream, ctx_size, flags["seed"])
         return Material(windows, validation, ctx_size, f"{len(stream) / 1e6:.2f} M training tokens")
     if not val_records:
-        lessons, held = finetuning.hold_out(lessons, val_fraction, flags["seed"])
+        lessons, held = corpus.hold_out(lessons, val_fraction, flags["seed"])
     rows = learning.encode_examples(loaded.tokenizer, lessons, ctx_size, start_id)
     if held:
         n_bytes = sum(lesson.n_bytes for lesson in held)
@@ -81,12 +81,12 @@ def classes(
 ) -> Material:
     """Texts with labels, whose last token is taught the label."""
     from llmcli import classification
-    from llmcli.data import batches, examples
+    from llmcli.data import batches, corpus, examples
     from llmcli.training import finetuning
 
     given, held = ([examples.labelled(one, name) for name, one in some] for some in (records, val_records))
     if not val_records:
-        given, held = finetuning.hold_out(given, val_fraction, flags["seed"])
+        given, held = corpus.hold_out(given, val_fraction, flags["seed"])
     labels = finetuning.label_names(given, held)
     ctx_size = finetuning.context(loaded, flags["ctx_size"])
 

@@ -40,7 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 @click.argument("files", nargs=-1, metavar="[FILES]...")
 @option("--data", multiple=True, metavar="PATH", help="A text, a JSONL of texts, a directory, or '-'; FILES are more.")
 @option("--val", multiple=True, metavar="PATH", help="Validation text, instead of a part of --data.")
-@option("--val-fraction", type=Number(0, 0.5), default=0.02, help="Hold out this last part of every file.")
+@option(
+    "--val-fraction", type=Number(0, 0.5), default=0.02, help="Hold out so many of the documents, or the end of few."
+)
 @option("--preset", type=click.Choice(list(PRESETS)), default="gpt2-micro", help="The model's shape.")
 @option("--config", metavar="FILE", help="Take the shape from a config.json instead.")
 @option("--vocab-size", type=click.IntRange(257), default=4096, help="Entries of the tokenizer that is trained first.")
@@ -82,7 +84,7 @@ def command(
         raise InputError("expected training text, got none; pass --data PATH, or '-' for standard input")
     documents, held = learning.documents((*data, *files)), learning.documents(val)
     if not val:
-        documents, held = corpus.split(documents, val_fraction)
+        documents, held = corpus.split(documents, val_fraction, flags["seed"])
     known = start or flags["tokenizer"]
     tokenizer = Tokenizer.open(known) if known else corpus.train_tokenizer(documents, flags["vocab_size"])
     shape = read_shape(flags["config"]) if flags["config"] else PRESETS[flags["preset"]]

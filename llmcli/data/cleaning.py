@@ -33,10 +33,17 @@ class Rules:
     max_chars: int | None = None
     min_letters: float = 0.0
     near: float = 0.8  # 0 lets near duplicates stay
+    charset: str | None = None  # an encoding, such as ascii or latin-1, that has every character
 
     def __post_init__(self) -> None:
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise InputError(f"max_chars {self.max_chars} is below min_chars {self.min_chars}")
+        try:
+            "".encode(self.charset or "utf-8")
+        except LookupError:
+            raise InputError(
+                f"expected a charset that Python knows, such as ascii or latin-1, got {self.charset}"
+            ) from None
 
 
 @dataclass
@@ -126,6 +133,11 @@ def unfit(text: str, rules: Rules) -> str | None:
         return "too short"
     if rules.max_chars is not None and length > rules.max_chars:
         return "too long"
+    if rules.charset is not None:
+        try:
+            text.encode(rules.charset)
+        except UnicodeError:
+            return f"not in {rules.charset}"
     letters = sum(character.isalpha() or character.isspace() for character in text)
     return "too few letters" if letters < rules.min_letters * len(text) else None
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from llmcli.errors import InputError, ModelError
 from llmcli.tokenizer import CHARACTERS, END_OF_TEXT, Tokenizer, pieces
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,16 @@ def document(text: str, name: str) -> Document:
     return Document(name, text)
 
 
-def split(documents: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:
-    """Hold out the last `fraction` of each document's characters: (training, validation).
+def split(documents: Sequence[Document], fraction: float, seed: int) -> tuple[list[Document], list[Document]]:
+    """Hold out `fraction` of the documents, drawn by the seed, or the end of each: (training, validation).
 
-    The cut moves on to the next white space, so that no word is torn; a document without one there is kept whole.
+    Fewer documents than make one whole one of the fraction lose the last `fraction` of their characters instead. That
+    cut moves on to the next white space, so that no word is torn; a document without one there is kept whole.
     """
     if not 0 <= fraction < 1:
         raise InputError(f"the validation fraction must be in [0, 1), not {fraction}")
+    if len(documents) * fraction >= 1:
+        return hold_out(documents, fraction, seed)
     kept, held = [], []
     for doc in documents:
         cut = len(doc.text) - round(len(doc.text) * fraction)
@@ -92,6 +97,15 @@ def split(documents: Sequence[Document], fraction: float) -> tuple[list[Document
         if doc.text[cut:].strip():
             held.append(Document(doc.name, doc.text[cut:]))
     return kept, held
+
+
+def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """(training, validation), in order: a share of the items drawn by the seed, at least one if there are two."""
+    n_held = min(len(items) - 1, max(1, round(len(items) * fraction))) if fraction else 0
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = set(order[:n_held])
+    training = [item for place, item in enumerate(items) if place not in held]
+    return training, [item for place, item in enumerate(items) if place in held]
 
 
 def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Tokenizer:

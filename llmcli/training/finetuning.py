@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from llmcli.training import lora
 from llmcli.training.lora import LoRA
 from llmcli.training.trainer import DROPOUTS, Trainer
 
-Item = TypeVar("Item")
 Export = Callable[[Any], dict[str, Tensor]]
 
 ORIGIN = "finetune.json"  # in the output directory: what the run began from
@@ -193,15 +192,6 @@ def files(loaded: Loaded, began: dict[str, Any], dtype: str, template: ChatTempl
     settings = {} if template is None else {"chat_template": template.source}
     made = corpus.copied_files(description.tokenizer_settings(loaded.path), loaded.tokenizer, config, settings)
     return made | {ORIGIN: json.dumps(began, indent=2) + "\n"}
-
-
-def hold_out(lessons: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """(training, validation): a share of the examples drawn by the seed, at least one if there are two."""
-    n_held = min(len(lessons) - 1, max(1, round(len(lessons) * fraction))) if fraction else 0
-    order = torch.randperm(len(lessons), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = set(order[:n_held])
-    training = [lesson for place, lesson in enumerate(lessons) if place not in held]
-    return training, [lesson for place, lesson in enumerate(lessons) if place in held]
 
 
 def context(loaded: Loaded, wanted: int | None) -> int:

@@ -43,6 +43,7 @@ def test_prepares_what_train_reads(tmp_path: Path, shell: Callable[..., Result])
         (["-"], '{"text": "a"}\nnonsense\n', 2, "standard input:2: not JSON"),
         (["-", "--min-chars", "9"], "a", 2, "none of 1 records stayed: too short"),
         (["-", "--min-chars", "9", "--max-chars", "8"], "a", 2, "max_chars 8 is below min_chars 9"),
+        (["-", "--charset", "hex"], "a", 2, "expected a charset that Python knows"),
     ],
 )
 def test_refuses(tmp_path: Path, flags: list[str], stdin: str, code: int, words: str) -> None:

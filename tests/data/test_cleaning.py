@@ -35,13 +35,29 @@ def test_spaces_of_prompts_and_completions_stay() -> None:
 
 def test_reasons() -> None:
     kept, dropped = run(
-        ["long enough", " \n", "short", "long enough " * 9, "12345678.90", {"text": "Long  ENOUGH", "id": 1}],
+        [
+            "long enough",
+            " \n",
+            "short",
+            "long enough " * 9,
+            "12345678.90",
+            "long ☃ enough",
+            {"text": "Long  ENOUGH", "id": 1},
+        ],
         min_chars=8,
         max_chars=50,
         min_letters=0.5,
+        charset="latin-1",
     )
     assert kept == [{"text": "long enough"}]
-    assert dropped == {"empty": 1, "too short": 1, "too long": 1, "too few letters": 1, "duplicate": 1}
+    assert dropped == {
+        "empty": 1,
+        "too short": 1,
+        "too long": 1,
+        "too few letters": 1,
+        "not in latin-1": 1,
+        "duplicate": 1,
+    }
 
 
 def text(seed: int, n: int = 60) -> list[str]:

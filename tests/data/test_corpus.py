@@ -49,10 +49,10 @@ def test_refuses_a_directory_without_text(tmp_path: Path) -> None:
         corpus.read_documents(str(tmp_path))
 
 
-@given(st.lists(st.text("ab \n", min_size=1, max_size=60), min_size=1, max_size=3), st.floats(0, 0.5))
+@given(st.lists(st.text("ab \n", min_size=1, max_size=60), min_size=1, max_size=3), st.floats(0, 0.33))
 def test_split_loses_nothing_and_tears_no_word(texts: list[str], fraction: float) -> None:
     documents = [corpus.Document(str(i), text) for i, text in enumerate(texts)]
-    kept, held = corpus.split(documents, fraction)
+    kept, held = corpus.split(documents, fraction, 0)
     ends = {doc.name: doc.text for doc in held}
     for whole, part in zip(documents, kept, strict=True):
         end = ends.get(whole.name, "")
@@ -62,15 +62,24 @@ def test_split_loses_nothing_and_tears_no_word(texts: list[str], fraction: float
 
 
 def test_split_holds_out_the_end() -> None:
-    kept, held = corpus.split([corpus.Document("x", "word " * 1000)], 0.02)
+    kept, held = corpus.split([corpus.Document("x", "word " * 1000)], 0.02, 0)
     assert kept[0].n_bytes == 4904
     assert held[0].n_bytes == 96
+
+
+def test_many_documents_are_held_out_whole() -> None:
+    documents = [corpus.Document(str(i), f"text {i}") for i in range(100)]
+    kept, held = corpus.split(documents, 0.02, 0)
+    assert (len(kept), len(held)) == (98, 2)
+    assert sorted(kept + held, key=documents.index) == documents
+    assert kept == sorted(kept, key=documents.index)
+    assert corpus.split(documents, 0.02, 0) == (kept, held) != corpus.split(documents, 0.02, 1)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_split_refuses_absurd_fractions(fraction: float) -> None:
     with pytest.raises(InputError, match="fraction"):
-        corpus.split([], fraction)
+        corpus.split([], fraction, 0)
 
 
 def test_tokenizer_has_its_size_and_end_of_text(tokenizer: Tokenizer) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from llmcli import ops
 from llmcli.models import model_class
 from llmcli.ops import linear_cross_entropy
 from tests.models.families import SIZES, prompt
+from tests.ops.samples import normal
 
 NO_DROPOUT = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
 # Mixtral's experts read whom they serve from the data, an LSTM runs step by step: neither is one graph.
@@ -31,5 +35,43 @@ def test_one_graph_and_the_bits_of_eager(family: str, dtype: torch.dtype) -> Non
     for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
         value = function(prompt(3, 37))
         results.append([value.detach(), *torch.autograd.grad(value, weights)])
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.equal(eager, compiled)
+
+
+# Every operator that has a gradient, and the shapes of what it is called with.
+OPERATORS: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[tuple[int, ...], ...]]] = {
+    "attention": (lambda q, k, v: ops.attention(q, k, v, causal=True, cap=5.0), ((2, 5, 4, 16), *[(2, 7, 2, 16)] * 2)),
+    "softmax": (lambda x: ops.softmax(x, scale=0.5, log=True), ((3, 17),)),
+    "layer_norm": (ops.layer_norm, ((3, 17), (17,), (17,))),
+    "rms_norm": (ops.rms_norm, ((3, 17), (17,))),
+    "add_layer_norm": (ops.add_layer_norm, ((3, 17), (3, 17), (17,), (17,))),
+    "add_rms_norm": (ops.add_rms_norm, ((3, 17), (3, 17), (17,))),
+    "gelu": (ops.gelu, ((3, 17), (17,))),
+    "silu_gate": (ops.silu_gate, ((3, 17), (3, 17))),
+    "softcap": (lambda x: ops.softcap(x, 3.0), ((3, 17),)),
+    "rotary": (lambda x: ops.rotary(x, torch.ones(1, 5, 8), torch.zeros(1, 5, 8)), ((2, 5, 3, 16),)),
+    "matmul": (ops.matmul, ((3, 17), (17, 5))),
+    "lstm_cell": (lambda x, h, c: ops.lstm_cell(x, h, c.float()), ((2, 32), (2, 32), (2, 8))),
+    "gru_cell": (ops.gru_cell, ((2, 24), (2, 24), (2, 8))),
+    "linear_cross_entropy": (lambda x, w: linear_cross_entropy(x, w, torch.tensor([0, 2, -1])), ((3, 17), (5, 17))),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_gradient_compiles(name: str, dtype: torch.dtype) -> None:
+    operator, shapes = OPERATORS[name]
+    inputs = [normal(*shape, seed=place, dtype=dtype).requires_grad_() for place, shape in enumerate(shapes)]
+
+    def step(*given: Tensor) -> tuple[Tensor, ...]:
+        out = operator(*given)
+        return out if isinstance(out, tuple) else (out,)
+
+    torch.compiler.reset()
+    results = []
+    for function in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        outs = function(*inputs)
+        results.append([*outs, *torch.autograd.grad([out.sum() for out in outs], inputs)])
     for eager, compiled in zip(*results, strict=True):
         assert torch.equal(eager, compiled)
