@@ -1,6 +1,7 @@
 // Rows of ggml's blocks packed for linear_quantized.h, number for number: a block of 32 weights is a float16
 // scale and 32 signed bytes (Q8_0), or 16 bytes that hold input i below and input 16 + i above, plus 8
-// (Q4_0). Traffic: every block is read once and written once.
+// (Q4_0). Traffic: every block is read once and written once. The rows of a panel are too many streams for
+// the hardware's prefetcher, so each block asks for the one in its place in the next panel.
 #pragma once
 
 namespace llmcli::cpu::LLMCLI_ISA {
@@ -29,21 +30,27 @@ void blocks_pack_panel(const BlocksPackArgs& a, int64_t panel) {
   const int64_t columns = a.outputs - panel * kQuantizedPanel < kQuantizedPanel
                               ? a.outputs - panel * kQuantizedPanel
                               : kQuantizedPanel;
+  const int64_t* const rows = a.rows + panel * kQuantizedPanel;
+  const int64_t ahead = (panel + 2) * kQuantizedPanel <= a.outputs ? kQuantizedPanel : 0;
   uint8_t* to = a.packed + panel * quantized_panel_bytes(a.inputs, kBits, true);
+  uint32_t turned[kQuantizedPanel][kLoads];
   for (int64_t g = 0; g < a.inputs / 32; ++g) {
-    for (int64_t c = 0; c < kQuantizedPanel; ++c) {
+    for (int64_t c = 0; c < columns; ++c) {
+      const uint8_t* const block = a.data + rows[c] + g * kBlock;
+      __builtin_prefetch(a.data + rows[c + ahead] + g * kBlock, 0, 2);
+      std::memcpy(to + 2 * c, block, 2);
       uint32_t loads[kLoads];
-      if (c < columns) {
-        const uint8_t* const block = a.data + a.rows[panel * kQuantizedPanel + c] + g * kBlock;
-        std::memcpy(to + 2 * c, block, 2);
-        block_loads(block, loads);
-      } else {
-        std::memset(to + 2 * c, 0, 2);
-        for (uint32_t& load : loads) load = kBits == 8 ? 0x80808080u : 0x88888888u;
-      }
-      for (int64_t s = 0; s < kLoads; ++s)
-        std::memcpy(to + 2 * kQuantizedPanel + 4 * (s * kQuantizedPanel + c), &loads[s], 4);
+      block_loads(block, loads);
+      std::memcpy(turned[c], loads, sizeof(loads));
     }
+    if (columns < kQuantizedPanel) {
+      std::memset(to + 2 * columns, 0, static_cast<size_t>(2 * (kQuantizedPanel - columns)));
+      std::memset(turned[columns], kBits == 8 ? 0x80 : 0x88,
+                  static_cast<size_t>(kQuantizedPanel - columns) * sizeof(turned[0]));
+    }
+    for (int64_t s = 0; s < kLoads; ++s)
+      for (int64_t c = 0; c < kQuantizedPanel; ++c)
+        std::memcpy(to + 2 * kQuantizedPanel + 4 * (s * kQuantizedPanel + c), &turned[c][s], 4);
     to += kQuantizedPanel * kBlock;
   }
 }

@@ -24,8 +24,9 @@ Tensor linear_blocks_pack(const Tensor& data, const Tensor& rows, int64_t bits, 
   Tensor packed = empty_weights(quantized_bytes(a.outputs, inputs, a.bits, true), ScalarType::Char);
   a.packed = static_cast<uint8_t*>(packed.mutable_data_ptr());
   const auto kernel = cpu::active().linear_blocks_pack;
-  parallel(quantized_panels(a.outputs), 0.3 * static_cast<double>(inputs * cpu::kQuantizedPanel),
-           [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+  parallel(
+      quantized_panels(a.outputs), 0.2 * static_cast<double>(inputs * cpu::kQuantizedPanel),
+      [&](int64_t begin, int64_t end) { kernel(a, begin, end); }, kOpening);
   return packed;
 }
 

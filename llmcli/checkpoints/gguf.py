@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the header needs no torch
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+LENGTH = struct.Struct("<Q")  # of a text
 ALIGNMENT = 32  # bytes
 # Sizes that no model reaches, so that a lie costs little time and memory.
 LIMITS = {"tensors": 1 << 16, "keys": 1 << 16, "elements": 1 << 24, "bytes of a name": 1 << 10, "bytes": 1 << 26}
@@ -65,6 +66,7 @@ class Items:
     kind: int
     length: int
     begin: int
+    end: int
 
 
 def recognised(path: Path) -> bool:
@@ -158,14 +160,18 @@ class File:
         if not isinstance(found, Items):
             raise ModelError(f"{self.path}: expected {key} to be an array, got {repr(found)[:80]}: convert it anew")
         if found.kind == STRING:
-            at, values = found.begin, []
-            for _ in range(found.length):  # no cursor: another thread may read another array
-                size = struct.unpack_from("<Q", self.map, at)[0]
-                values.append(self._decoded(at + 8, size))
-                at += 8 + size
+            # No cursor: another thread may read another array.
+            data, at, values, number = self.map[found.begin : found.end], 0, [], LENGTH.unpack_from
+            try:
+                for _ in range(found.length):
+                    stop = at + 8 + number(data, at)[0]
+                    values.append(data[at + 8 : stop].decode())
+                    at = stop
+            except UnicodeDecodeError:
+                raise self._damaged(f"text that is not UTF-8 at {found.begin + at + 8}") from None
         else:
             values = list(struct.unpack_from(f"<{found.length}{SCALARS[found.kind]}", self.map, found.begin))
-        if any(type(value) is not kind for value in values):
+        if values and type(values[0]) is not kind:  # they are of one type
             raise ModelError(f"{self.path}: expected {key} to hold {kind.__name__}, got others: convert the model anew")
         return values
 
@@ -222,13 +228,22 @@ class File:
         kind, length = self._number("I"), self._count("elements")
         begin = self._at
         if kind == STRING:
-            for _ in range(length):
-                self._skip(self._count("bytes"))
+            self._skip_texts(length)
         elif kind in SCALARS:
             self._skip(length * struct.calcsize(f"<{SCALARS[kind]}"))
         else:
             raise self._damaged(f"an array of the type {kind}, expected numbers or texts")
-        return Items(kind, length, begin)
+        return Items(kind, length, begin, self._at)
+
+    def _skip_texts(self, length: int) -> None:
+        """Move on by so many texts, of which a vocabulary has some hundred thousand."""
+        data, at, room, most, number = self.map, self._at, len(self.map) - 8, LIMITS["bytes"], LENGTH.unpack_from
+        for _ in range(length):
+            if at > room or (size := number(data, at)[0]) > most or size > room - at:
+                self._at = at
+                self._skip(self._count("bytes"))  # raises, for one of these reasons
+            at += 8 + size
+        self._at = at
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int]:
         n_dims = self._number("I")

@@ -55,7 +55,7 @@ def tokenizer(file: gguf.File) -> Tokenizer:
         types.pop()
         tokens.pop()
     types = types or [NORMAL] * len(tokens)
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(vocabulary) != len(tokens) or not tokens:
         raise ModelError(
             f"{file.path}: expected distinct tokens, got {len(vocabulary)} different ones of {len(tokens)}"
@@ -66,13 +66,10 @@ def tokenizer(file: gguf.File) -> Tokenizer:
         raise
     except Exception as error:  # the library raises bare Exception
         raise ModelError(f"{file.path}: no readable tokenizer inside ({str(error).splitlines()[0]})") from None
+    others = [(token, type) for token, type in zip(tokens, types, strict=True) if type != NORMAL]
     for special in (True, False):
         wanted = (CONTROL, UNKNOWN) if special else (USER_DEFINED,)
-        added = [
-            AddedToken(token, special=special, normalized=False)
-            for token, type in zip(tokens, types, strict=True)
-            if type in wanted
-        ]
+        added = [AddedToken(token, special=special, normalized=False) for token, type in others if type in wanted]
         (backend.add_special_tokens if special else backend.add_tokens)(added)
     _surround(file, backend, tokens, kind)
     eos = special_token(file, "eos", tokens)

@@ -127,6 +127,14 @@ LIES = {
     "a long array": (file_of(string(b"k"), struct.pack("<IIQ", 9, 0, HUGE), keys=1), "elements, expected at most"),
     "an array beyond the end": (file_of(string(b"k"), struct.pack("<IIQ", 9, 12, 1 << 20), keys=1), "bytes wanted"),
     "texts beyond the end": (file_of(string(b"k"), struct.pack("<IIQ", 9, 8, 1 << 20), keys=1), "bytes wanted"),
+    "a long text among texts": (
+        file_of(string(b"k"), struct.pack("<IIQ", 9, 8, 2), string(b"a"), string(b"", HUGE), keys=1),
+        "bytes, expected at most",
+    ),
+    "a text among texts beyond the end": (
+        file_of(string(b"k"), struct.pack("<IIQ", 9, 8, 2), string(b"a"), string(b"", 5000), keys=1),
+        "5000 bytes wanted",
+    ),
     "an array in an array": (file_of(string(b"k"), struct.pack("<IIQ", 9, 9, 1), keys=1), "an array of the type 9"),
     "a key twice": (file_of(*[string(b"k") + struct.pack("<IB", 0, 1)] * 2, keys=2), "k is there twice"),
     "alignment": (file_of(string(b"general.alignment"), struct.pack("<II", 4, 24), keys=1), "is 24, expected a power"),
@@ -155,6 +163,19 @@ def test_a_file_that_lies(case: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         opened(tmp_path / "x.gguf", data)
     assert "\n" not in str(caught.value)
+
+
+def test_texts_of_an_array_that_are_none(tmp_path: Path) -> None:
+    """They are told by their place, when they are asked for."""
+    head = file_of(string(b"k"), struct.pack("<IIQ", 9, 8, 2), string(b"ab"), string(b"\xff"), keys=1)
+    file = opened(tmp_path / "x.gguf", head)
+    with pytest.raises(ModelError, match=f"text that is not UTF-8 at {head.index(0xFF)}"):
+        file.items("k", str)
+
+
+def test_an_array_of_another_type(good: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="expected many to hold str"):
+        opened(tmp_path / "x.gguf", good).items("many", str)
 
 
 def test_truncated_anywhere(good: bytes, tmp_path: Path) -> None:
