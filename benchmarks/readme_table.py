@@ -5,10 +5,11 @@
 
 `<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator and the
 models; `<!-- bench:peers -->` llmcli beside the best other engine, `<!-- bench:peers all -->` every engine, and charts;
-`<!-- bench:training -->` nanoGPT's character model, `<!-- bench:scoring -->` scoring beside two programs; all end at
-`<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json
-(`benchmarks/start.py`), <machine>.models.json (`llmcli bench`), <machine>.training.json and <machine>.scoring.json
-(`benchmarks/training.py`, `scoring.py`) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
+`<!-- bench:training -->` every goal of training, and nanoGPT's character model; `<!-- bench:scoring -->` scoring beside
+two programs; all end at `<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`),
+<machine>.start.json (`benchmarks/start.py`), <machine>.models.json (`llmcli bench`), <machine>.training.json and
+<machine>.scoring.json (`benchmarks/training.py`, `scoring.py`), <machine>.sentiment.json, .embedded-model.json and .loss-memory.json (the
+scripts of these names) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from llmcli.benchmarking.tables import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import training  # noqa: E402
+from benchmarks import training, training_goals  # noqa: E402
 from benchmarks.peers.report import SHAPES, goals_table, spread, whole_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -116,10 +117,11 @@ def render_peers(results: dict[str, dict[str, Any]], *, every: bool) -> str:
 
 
 def render_training(results: dict[str, dict[str, Any]], *, every: bool) -> str:
-    """nanoGPT's character model on each machine."""
+    """Every goal of training on each machine that has nanoGPT's character model, and that model's runs."""
     parts = []
-    for document in results.values():
+    for name, document in results.items():
         if document["schema"] == "llmcli/bench-training/1":
+            parts.append(training_goals.table(name.removesuffix(".training.json"), results) + "\n")
             facts, load = document["environment"], ", ".join(f"{found[0]:g}" for found in document["load_averages"])
             machine = " ".join(describe(facts, []).split())
             goal = f"loss ≤ {document['goal']['val_loss']}, wall time ≤ {100 * document['goal']['wall_ratio']:.0f} %"

@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -97,21 +98,40 @@ def nanogpt(text: str, checkout: Path, iters: int, threads: int) -> Turn:
         return {"wall_s": wall, "step_ms": median(steps), "val_loss": losses[-1]}
 
 
-def table(document: dict[str, Any]) -> str:
-    """Every contestant: medians over the rounds, and llmcli's wall time as a share of nanoGPT's in the same round."""
+@dataclass(frozen=True)
+class Row:
+    """A contestant: medians over the rounds; the ratio is that of its wall time to nanoGPT's in the same round."""
+
+    name: str
+    precision: str
+    loss: float
+    step_ms: float
+    walls: list[float]
+    ratio: float | None
+    met: bool
+
+
+def figures(document: dict[str, Any]) -> Iterator[Row]:
+    """Every contestant of a document, nanoGPT without a ratio."""
     theirs = next((row["rounds"] for row in document["contestants"] if row["name"] == PEER), [])
-    goal, lines = document["goal"], []
+    goal = document["goal"]
     for row in document["contestants"]:
         turns, ratio = row["rounds"], None
         if row["name"] != PEER and theirs:
             ratio = median(mine["wall_s"] / peer["wall_s"] for mine, peer in zip(turns, theirs, strict=True))
         loss, walls = median(turn["val_loss"] for turn in turns), [turn["wall_s"] for turn in turns]
-        verdict = "–"
-        if ratio is not None:
-            verdict = "met" if loss <= goal["val_loss"] and ratio <= goal["wall_ratio"] else "missed"
-        share, step = "–" if ratio is None else f"{100 * ratio:.0f} %", median(turn["step_ms"] for turn in turns)
-        wall = f"{figure(median(walls))} ({figure(min(walls))}–{figure(max(walls))})"
-        lines.append([row["name"], row["precision"], f"{loss:.3f}", figure(step), wall, share, verdict])
+        met = ratio is not None and loss <= goal["val_loss"] and ratio <= goal["wall_ratio"]
+        yield Row(row["name"], row["precision"], loss, median(turn["step_ms"] for turn in turns), walls, ratio, met)
+
+
+def table(document: dict[str, Any]) -> str:
+    """Every contestant, and whether llmcli reached the goal."""
+    lines = []
+    for row in figures(document):
+        share = "–" if row.ratio is None else f"{100 * row.ratio:.0f} %"
+        verdict = "–" if row.ratio is None else "met" if row.met else "missed"
+        wall = f"{figure(median(row.walls))} ({figure(min(row.walls))}–{figure(max(row.walls))})"
+        lines.append([row.name, row.precision, f"{row.loss:.3f}", figure(row.step_ms), wall, share, verdict])
     columns = ("", "precision", "validation loss", "step, ms", "wall, s (range)", f"of {PEER}'s wall", "goal")
     return markdown(columns, lines)
 

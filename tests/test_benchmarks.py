@@ -113,6 +113,8 @@ def test_training_beside_nanogpt() -> None:
     assert "| nanoGPT | float32 | 1.850 | 20.0 | 90.0 (80.0–100) | – | – |" in after
     assert "| llmcli | float32 | 1.760 | 20.0 | 31.0 (30.0–32.0) | 35 % | met |" in after
     assert "goal: loss ≤ 1.88, wall time ≤ 40 %" in after
+    assert "≤ 40 % of its time | 1.760, 35 % | met | [training](results/m.training.json)" in after
+    assert after.count("| not measured |") == 5
     document["contestants"][1]["rounds"] = [{"wall_s": 45.0, "step_ms": 20.0, "val_loss": 1.75}] * 2
     assert "| 51 % | missed |" in readme_table.rewritten(after, {"m.training.json": document})
 

@@ -172,17 +172,22 @@ def middle(row: Document, test: str) -> float:
     return estimate(list(speeds(row, test).values())).median
 
 
+def goal_rows(document: Document) -> Iterator[list[str]]:
+    """A line of GOALS_COLUMNS for every goal that a document measured."""
+    goals = DEFAULT_GOALS if document["shape"] == "default" else GOALS
+    for (test, precision), (ratio, percent) in goals.items():
+        if test in document["limits"][precision]:
+            yield goal_row(document, test, precision, ratio, percent)
+    for (test, precision, rival), ratio in RIVALS.items():
+        if any(row["engine"] == rival and speeds(row, test) for row in document["contestants"]):
+            yield goal_row(document, test, precision, ratio, None, rival)
+
+
 def goals_table(documents: Sequence[Document]) -> str:
     """Every goal of these shapes, and the time to the first token."""
     lines, starts = [], []
     for document in documents:
-        goals = DEFAULT_GOALS if document["shape"] == "default" else GOALS
-        for (test, precision), (ratio, percent) in goals.items():
-            if test in document["limits"][precision]:
-                lines.append(goal_row(document, test, precision, ratio, percent))
-        for (test, precision, rival), ratio in RIVALS.items():
-            if any(row["engine"] == rival and speeds(row, test) for row in document["contestants"]):
-                lines.append(goal_row(document, test, precision, ratio, None, rival))
+        lines += goal_rows(document)
         if any(not test.startswith("train") for test in document["limits"]["float32"]):
             starts.append(start_line(document))
     return markdown(GOALS_COLUMNS, lines) + "\n" + " ".join(starts) + "\n"
