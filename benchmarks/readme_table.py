@@ -8,8 +8,8 @@ models; `<!-- bench:peers -->` llmcli beside the best other engine, `<!-- bench:
 `<!-- bench:training -->` every goal of training, and nanoGPT's character model; `<!-- bench:scoring -->` scoring beside
 two programs; all end at `<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`),
 <machine>.start.json (`benchmarks/start.py`), <machine>.models.json (`llmcli bench`), <machine>.training.json and
-<machine>.scoring.json (`benchmarks/training.py`, `scoring.py`), <machine>.sentiment.json, .embedded-model.json and .loss-memory.json (the
-scripts of these names) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
+<machine>.scoring.json (`benchmarks/training.py`, `scoring.py`), <machine>.sentiment.json, .embedded-model.json
+and .loss-memory.json (the scripts of these names) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
 """
 
 from __future__ import annotations

@@ -68,14 +68,8 @@ def memory_rows(document: Document) -> Iterator[list[str]]:
         ours, theirs = median(found["llmcli"]), median(found["torch"])
         reached = f"{100 * ours / theirs:.0f} % ({figure(ours / 2**20)} of {figure(theirs / 2**20)} MiB)"
         goal = f"≤ {100 * document['goal']:.0f} % of the peak memory"
-        yield [
-            "vocabulary projection and cross-entropy",
-            precision,
-            "torch",
-            goal,
-            reached,
-            met(ours <= document["goal"] * theirs),
-        ]
+        verdict = met(ours <= document["goal"] * theirs)
+        yield ["vocabulary projection and cross-entropy", precision, "torch", goal, reached, verdict]
 
 
 def sentiment_rows(document: Document) -> Iterator[list[str]]:

@@ -93,7 +93,8 @@ def test_the_recipe_as_it_is_written(
     sentiment = scripts("sentiment")
     (tmp_path / "train.tsv").write_text("the sea was calm\t1\nthe boy was far\t0\n" * 3)
     (tmp_path / "dev.tsv").write_text("the sea\t1\nthe boy\t0\n")
-    short = sentiment.recipe().replace("llmcli finetune", f"llmcli finetune -q -m {tiny_gpt2} --iters 2")
+    page = sentiment.recipe().partition("llmcli classify")[0]
+    short = page.replace("llmcli finetune", f"llmcli finetune -q -m {tiny_gpt2} --iters 2")
     monkeypatch.setattr(sentiment, "recipe", lambda: short)
     found = sentiment.measure(tmp_path / "train.tsv", tmp_path / "dev.tsv", threads=1)
     assert (found["n"], found["steps"], found["recipe"]["dtype"]) == (2, 2, "bfloat16")
