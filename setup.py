@@ -85,7 +85,11 @@ def extension() -> dict[str, object]:
                 f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
                 *(["-DLLMCLI_CUDA", "-DUSE_CUDA"] if with_cuda else []),
             ],
-            "nvcc": ["-O3", "-std=c++17"],
+            "nvcc": [
+                "-O3",
+                "-std=c++17",
+                *(["-DLLMCLI_SM90A"] if "9.0a" in os.environ.get("TORCH_CUDA_ARCH_LIST", "") else []),
+            ],
         },
         extra_link_args=["-s"] if sys.platform == "linux" else [],
     )

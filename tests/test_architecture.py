@@ -156,7 +156,7 @@ def test_every_cuda_kernel_has_a_launcher_a_binding_and_a_test() -> None:
     launchers = (ROOT / "csrc/cuda/kernels.h").read_text()
     for kernel in (ROOT / "csrc/cuda").glob("*.cu"):
         assert f"cudaError_t {kernel.stem}(" in launchers, f"{kernel.stem}: not in csrc/cuda/kernels.h"
-        operator = re.split("_(?:backward|f32|split)", kernel.stem)[0]
+        operator = re.split("_(?:backward|f32|split|sm90)", kernel.stem)[0]
         assert (ROOT / f"csrc/ops/{operator}_cuda.cpp").exists(), f"{operator}: no binding"
         assert (ROOT / f"tests/cuda/test_{operator}.py").exists(), f"{operator}: no test"
 

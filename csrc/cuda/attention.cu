@@ -91,7 +91,8 @@ __global__ void __launch_bounds__(kThreads)
         for (int j = 0; j < 2; ++j) {
           float& x = s[n][half * 2 + j];
           const int key = block * kKeys + n * 8 + lane % 4 * 2 + j;
-          x = all ? x * (a.scale * kLog2E) : score_of(a, head, first_row + 8 * half, limits[half], key, x);
+          x = all ? multiply_alone(x, a.scale * kLog2E)
+                  : score_of(a, head, first_row + 8 * half, limits[half], key, x);
           maximum = fmaxf(maximum, x);
         }
       maximum = reduce_lanes<4>(maximum, Max());
@@ -176,6 +177,7 @@ cudaError_t start(const AttentionArgs& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention(const AttentionArgs& args, cudaStream_t stream) {
+  if (attention_fits_sm90(args)) return attention_sm90(args, stream);
   switch (args.dtype) {
     case cpu::DType::bf16:
       return start<bf16>(args, stream);

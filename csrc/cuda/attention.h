@@ -85,8 +85,8 @@ __device__ inline float score_of(const AttentionArgs& a, const Head& head, int64
                                  float product) {
   if (key >= limit) return -kInfinity;
   const bool capped = a.cap > 0.0f;
-  const float score =
-      capped ? tanh_fast(product * (a.scale / a.cap)) * (a.cap * kLog2E) : product * (a.scale * kLog2E);
+  const float score = capped ? tanh_fast(product * (a.scale / a.cap)) * (a.cap * kLog2E)
+                             : multiply_alone(product, a.scale * kLog2E);
   return a.bias ? fmaf(bias_at(a, head, row, key), kLog2E, score) : score;
 }
 

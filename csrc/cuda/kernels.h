@@ -49,6 +49,9 @@ cudaError_t rotary(const cpu::RotaryArgs& args, int64_t positions, cudaStream_t 
 // Attention of D up to 256, without a cache; float32 has a kernel of its own.
 cudaError_t attention(const cpu::AttentionArgs& args, cudaStream_t stream);
 cudaError_t attention_f32(const cpu::AttentionArgs& args, cudaStream_t stream);
+// Which attention() calls where it can: wgmma, on GPUs of compute capability 9.0.
+bool attention_fits_sm90(const cpu::AttentionArgs& args);
+cudaError_t attention_sm90(const cpu::AttentionArgs& args, cudaStream_t stream);
 
 // The same bits, sooner where rows are few: many blocks of threads share a row's keys, and leave in
 // args.partial, attention_partials(args) floats, what a second kernel merges. Only where

@@ -14,7 +14,9 @@ from torch import Tensor, library
 
 from tests.cuda import building
 
-ORDERS = (0, 1)  # of threads, and of copies: see emulation/fibers.h
+# The order of threads, and of copies (see emulation/fibers.h), and the first figure of the GPU's compute capability.
+MACHINES = ((0, 8), (1, 8))
+SPECIAL = {"attention": ((0, 9), (1, 9))}  # more for operators whose kernel is another there
 HERE = Path(__file__).parent
 
 
@@ -26,31 +28,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cuda_kernels(request: pytest.FixtureRequest) -> Callable[[str], Callable[..., Any]]:
-    """From an operator's name to a function of CPU tensors that its CUDA kernel serves."""
+def emulation(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
+    """The CUDA kernels compiled for the emulation; None where there is a GPU."""
     if torch.cuda.is_available():
-        return on_gpu
+        return None
     folder: Path = request.config.cache.mkdir("cuda-emulation")  # type: ignore[union-attr]
     csrc = building.ROOT / "csrc"
     sources = [*csrc.glob("cuda/*.cu"), *csrc.glob("ops/*_cuda.cpp"), building.EMULATION / "torch_cuda.cpp"]
     path = building.shared_library(sorted(sources), folder)
     torch.ops.load_library(str(path))
-    reverse = ctypes.CDLL(str(path)).emulation_reverse
-    return lambda name: emulated(name, reverse)
+    return ctypes.CDLL(str(path))
 
 
-def emulated(name: str, reverse: Callable[[int], None]) -> Callable[..., Any]:
-    """The operator's CUDA binding called with CPU tensors, in two orders of threads that must give the same bits."""
+@pytest.fixture(scope="session")
+def cuda_kernels(emulation: ctypes.CDLL | None) -> Callable[[str], Callable[..., Any]]:
+    """From an operator's name to a function of CPU tensors that its CUDA kernel serves."""
+    if emulation is None:
+        return on_gpu
+    machine = emulation.emulation_machine
+    return lambda name: emulated(name, machine)
+
+
+def emulated(name: str, machine: Callable[[int, int], None]) -> Callable[..., Any]:
+    """The operator's CUDA binding called with CPU tensors, on machines that must give the same bits."""
     operator = getattr(torch.ops.llmcli, name).default
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         results = []
-        for order in ORDERS:
-            reverse(order)
+        for order, capability in (*MACHINES, *SPECIAL.get(name, ())):
+            machine(order, capability)
             results.append(operator.redispatch(cuda, *args, **kwargs))
-        for one, two in zip(*map(tensors, results), strict=True):
-            assert torch.equal(one.view(torch.uint8), two.view(torch.uint8)), "the order of threads changes the result"
+        for other in results[1:]:
+            for one, two in zip(tensors(results[0]), tensors(other), strict=True):
+                assert torch.equal(one.view(torch.uint8), two.view(torch.uint8)), "the machine changes the result"
         return results[0]
 
     return call

@@ -18,7 +18,7 @@ def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     """rule_breakers.cu; every function returns an error's text."""
     sources = [building.EMULATION / name for name in ("rule_breakers.cu", "torch_cuda.cpp")]
     found = ctypes.CDLL(str(building.shared_library(sources, request.config.cache.mkdir("cuda-emulation"))))  # type: ignore[union-attr]
-    for name in ("run", "run_loads", "run_multiplies", "run_multiplies_bytes", "run_copies"):
+    for name in ("run", "run_loads", "run_multiplies", "run_multiplies_bytes", "run_copies", "run_box"):
         getattr(found, name).restype = ctypes.c_char_p
     return found
 
@@ -32,7 +32,7 @@ def run(library: ctypes.CDLL) -> Run:
     """`run(name, reversed)` starts a kernel of rule_breakers.cu: its error and what it wrote."""
 
     def start(name: str, reverse: int = 0) -> tuple[str, torch.Tensor]:
-        library.emulation_reverse(reverse)
+        library.emulation_machine(reverse, 8)
         y = torch.zeros(64)
         error = library.run(name.encode(), at(y))
         return error.decode(), y
@@ -120,7 +120,7 @@ def test_fragments_of_a_product_of_bytes_lie_as_its_figures_show(library: ctypes
 
 @pytest.mark.parametrize("reverse", [0, 1])
 def test_copies_arrive_when_they_are_waited_for(library: ctypes.CDLL, reverse: int) -> None:
-    library.emulation_reverse(reverse)
+    library.emulation_machine(reverse, 8)
     x, y = torch.arange(128.0), torch.zeros(128)
     expected = x.clone()
     expected[124:] = 0
@@ -128,3 +128,61 @@ def test_copies_arrive_when_they_are_waited_for(library: ctypes.CDLL, reverse: i
     assert torch.equal(y, expected)
     assert library.run_copies(at(x), at(y), 0) == b"no error"
     assert torch.equal(y, expected) == bool(reverse), "without a wait the order must show"
+
+
+# Of a matrix's descriptor (PTX ISA, "Matrix Descriptor Format"): swizzled by 128 bytes, eight rows 1024 bytes from the
+# next, the other stride unused.
+SWIZZLED = 1 << 62 | 1024 // 16 << 32 | 1 << 16
+
+
+def run_box(library: ctypes.CDLL, reverse: int, fields: int = SWIZZLED, fault: str = "") -> tuple[str, bool]:
+    """The error of products with a box of 128 rows, of which the tensor has 100, and whether they are right."""
+    library.emulation_machine(reverse, 9)
+    g = torch.Generator().manual_seed(0)
+    x, p = (torch.randint(-8, 9, shape, generator=g).bfloat16() for shape in ((100, 64), (64, 16)))
+    fragments = p.view(4, 2, 8, 2, 4, 2).permute(0, 2, 4, 3, 1, 5).contiguous()  # warp, lane / 4, lane % 4, register
+    y = torch.full((128, 96), torch.nan)
+    error = library.run_box(at(x), at(fragments), at(y), ctypes.c_uint64(fields), fault.encode())
+
+    def matrix(held: torch.Tensor) -> torch.Tensor:
+        """From what threads hold, (warp, lane / 4, lane % 4, column / 8, row / 8, 2), to rows."""
+        return held.view(4, 8, 4, -1, 2, 2).permute(0, 4, 1, 3, 2, 5).reshape(64, -1)
+
+    box = torch.cat((x, torch.zeros(28, 64))).float()
+    right = torch.equal(matrix(y[:, :64]), box[:64] @ box.T)
+    return error.decode(), right and torch.equal(matrix(y[:, 64:]), p.float() @ box[:16])
+
+
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_boxes_lie_where_descriptors_look_for_them(library: ctypes.CDLL, reverse: int) -> None:
+    assert run_box(library, reverse) == ("no error", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (SWIZZLED ^ 1 << 62, "a matrix's descriptor: expected one that is swizzled"),
+        (SWIZZLED ^ 3 << 62, "a matrix's descriptor: expected one that is swizzled"),
+        (SWIZZLED ^ (1024 ^ 512) // 16 << 32, "no error"),
+        (SWIZZLED ^ (1024 ^ 65536) // 16 << 32, "a matrix's descriptor: an address beyond shared memory"),
+    ],
+)
+def test_a_wrong_descriptor_shows(library: ctypes.CDLL, fields: int, message: str) -> None:
+    error, right = run_box(library, 1, fields)
+    assert error.startswith(message)
+    assert not right
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no wait", "no error"),
+        ("wrong phase", "no error"),
+        ("no end", "a thread ends before its products are there"),
+        ("no begin", "multiply_rows: expected products_begin() before"),
+    ],
+)
+def test_what_is_not_waited_for_shows(library: ctypes.CDLL, fault: str, message: str) -> None:
+    error, right = run_box(library, 0, fault=fault)
+    assert error.startswith(message)
+    assert not right

@@ -9,6 +9,8 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define LLMCLI_SM90A
 
 inline const emulation::Index& threadIdx = emulation::machine().thread;
 inline const emulation::Index& blockIdx = emulation::machine().block;
@@ -24,6 +26,7 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration,
   cudaErrorLaunchFailure
 };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 using cudaStream_t = struct CUstream_st*;
 
@@ -32,6 +35,15 @@ struct cudaLaunchConfig_t {
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
 };
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? emulation::machine().capability : 0;
+  return cudaSuccess;
+}
 
 namespace emulation {
 inline const void* granted_to = nullptr;  // the kernel that may have more than 48 KiB

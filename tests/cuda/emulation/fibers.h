@@ -17,7 +17,7 @@
 
 namespace emulation {
 
-constexpr int kWarp = 32, kMostThreads = 1024;
+constexpr int kWarp = 32, kWarpgroup = 128, kMostThreads = 1024, kNamed = 16;
 constexpr size_t kStack = 128 << 10, kMostShared = 227 << 10;  // bytes; the latter as on sm_90
 
 struct Index {
@@ -32,7 +32,8 @@ struct Copy {
 };
 
 struct Fiber {
-  enum class State { ready, block, warp, done } state = State::done;
+  enum class State { ready, block, together, event, done } state = State::done;
+  const void* event = nullptr;  // what it waits for
   bool begun = false;
   jmp_buf at;
   ucontext_t start;
@@ -40,10 +41,17 @@ struct Fiber {
   const char* waits_for = "";
 };
 
-struct Warp {
-  void* operands[kWarp];
+// Lanes at an instruction of a warp, or of a warpgroup.
+struct Group {
+  void* operands[kWarpgroup];
   int arrived = 0;
   const char* what = nullptr;
+};
+
+// Products of a warpgroup that have been begun and not waited for, in groups; the last one is open.
+struct Products {
+  std::vector<std::vector<std::function<void()>>> groups{1};
+  bool fenced = false;
 };
 
 // One machine for the process: kernels run one after the other.
@@ -51,18 +59,22 @@ struct Machine {
   std::mutex busy;
   Index thread, block;
   bool reversed = false;  // threads in falling order, and copies as early as can be; else as late
+  int capability = 8;     // the first figure of what the GPU is
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;
   std::string failure;
 
   Fiber fibers[kMostThreads];
-  Warp warps[kMostThreads / kWarp];
+  Group warps[kMostThreads / kWarp], warpgroups[kMostThreads / kWarpgroup];
+  Products products[kMostThreads / kWarpgroup];
+  int counted[kNamed];                          // threads at each named barrier
+  std::vector<std::function<void()>> arriving;  // boxes on their way, oldest first
   int threads = 0, current = 0, at_barrier = 0;
   bool vote = false, voted = false;  // of those at the barrier; of the barrier before
   jmp_buf scheduler;
   std::function<void()> body;
   unsigned char* stacks = nullptr;
-  unsigned char* shared_end = nullptr;  // the page behind it is forbidden
+  unsigned char *shared_begin = nullptr, *shared_end = nullptr;  // the page behind it is forbidden
 
   Machine() {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -75,7 +87,7 @@ struct Machine {
     const size_t room = (kMostShared + page - 1) / page * page;
     unsigned char* const area = map(room + 2 * page);
     mprotect(area, page, PROT_NONE);
-    shared_end = area + page + room;
+    shared_begin = area + page, shared_end = shared_begin + room;
     mprotect(shared_end, page, PROT_NONE);
   }
 };
@@ -103,6 +115,9 @@ inline void fiber_main() {
     Fiber& self = m.fibers[m.current];
     if (self.copies.size() > 1 || !self.copies[0].empty())
       fail("a thread ends before its copies have arrived");
+    const Products& products = m.products[m.current / kWarpgroup];
+    if (products.groups.size() > 1 || !products.groups[0].empty())
+      fail("a thread ends before its products are there");
     self.state = Fiber::State::done;
     yield();
   }
@@ -124,27 +139,39 @@ inline bool sync_block(bool vote = false) {
   return m.voted;
 }
 
-// What all lanes of a warp do together: the last to arrive calls compute(operands) with all lanes' operands.
-template <class Operands, class Compute>
+// What all lanes of a warp, or of a warpgroup, do together: the last to arrive calls compute(operands) with
+// all lanes' operands.
+template <int kLanes = kWarp, class Operands, class Compute>
 void together(const char* what, Operands* mine, const Compute& compute) {
   Machine& m = machine();
-  Warp& warp = m.warps[m.current / kWarp];
-  const int first = m.current / kWarp * kWarp;
-  if (warp.arrived > 0 && std::strcmp(warp.what, what) != 0)
-    fail(std::string("lanes of a warp diverge: one is at ") + what + ", another at " + warp.what);
-  warp.what = what;
-  warp.operands[m.current - first] = mine;
+  Group& group = (kLanes == kWarp ? m.warps : m.warpgroups)[m.current / kLanes];
+  const int first = m.current / kLanes * kLanes;
+  if (group.arrived > 0 && std::strcmp(group.what, what) != 0)
+    fail(std::string("lanes of a warp diverge: one is at ") + what + ", another at " + group.what);
+  group.what = what;
+  group.operands[m.current - first] = mine;
   m.fibers[m.current].waits_for = what;
-  m.fibers[m.current].state = Fiber::State::warp;
-  if (++warp.arrived == kWarp) {
-    Operands* all[kWarp];
-    for (int lane = 0; lane < kWarp; ++lane) all[lane] = static_cast<Operands*>(warp.operands[lane]);
+  m.fibers[m.current].state = Fiber::State::together;
+  if (++group.arrived == kLanes) {
+    Operands* all[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) all[lane] = static_cast<Operands*>(group.operands[lane]);
     compute(all);
-    warp.arrived = 0;
-    for (int lane = 0; lane < kWarp; ++lane) m.fibers[first + lane].state = Fiber::State::ready;
+    group.arrived = 0;
+    for (int lane = 0; lane < kLanes; ++lane) m.fibers[first + lane].state = Fiber::State::ready;
     return;
   }
   yield();
+}
+
+// Until another thread, or a copy, wakes those who wait for this event.
+inline void wait_for(const void* event, const char* what) {
+  Fiber& self = machine().fibers[machine().current];
+  self.event = event, self.waits_for = what, self.state = Fiber::State::event;
+  yield();
+}
+inline void wake(const void* event) {
+  for (Fiber& fiber : machine().fibers)
+    if (fiber.state == Fiber::State::event && fiber.event == event) fiber.state = Fiber::State::ready;
 }
 
 inline void resume(int t) {
@@ -181,12 +208,23 @@ inline void run_block() {
   Machine& m = machine();
   std::memset(m.shared, 0xff, m.shared_bytes);  // not a number in every type
   m.at_barrier = 0, m.vote = false;
-  for (Warp& warp : m.warps) warp.arrived = 0;
+  for (Group& group : m.warps) group.arrived = 0;
+  for (Group& group : m.warpgroups) group.arrived = 0;
+  for (Products& products : m.products) products = {};
+  for (int& counted : m.counted) counted = 0;
+  m.arriving.clear();
   for (int t = 0; t < m.threads; ++t) m.fibers[t].state = Fiber::State::ready;
   for (bool any = true; any;) {
     any = false;
     for (int n = 0; n < m.threads; n += kWarp)
       while (run_warp(m.reversed ? m.threads - kWarp - n : n)) any = true;
+    if (any || m.arriving.empty() || !m.failure.empty()) continue;
+    const std::function<void()> latest =
+        m.arriving.front();  // a box arrives when nobody can go on without it
+    m.arriving.erase(m.arriving.begin());
+    latest();
+    for (int t = 0; t < m.threads; ++t) any = any || m.fibers[t].state != Fiber::State::done;
+    if (!any) m.failure = "a block ends before its boxes have arrived";
   }
   for (int t = 0; t < m.threads && m.failure.empty(); ++t) {
     if (m.fibers[t].state == Fiber::State::done) continue;

@@ -3,6 +3,8 @@
 #include "cuda/launch.h"
 #include "cuda/warp.h"
 
+#include <emulated_ptx_sm90.h>
+
 namespace llmcli::cuda {
 namespace {
 
@@ -68,6 +70,35 @@ __global__ void copies(const float* x, float* y, bool wait) {
   copy_wait<0>();
 }
 
+// A box (128, 64) of x in shared memory; its rows' products with its first 64 rows, as each thread holds them
+// (128, 64), and p, as each thread holds it (128, 4), times its first 16 rows (128, 32). Descriptors have
+// these fields beside the address.
+struct Faults {
+  bool no_wait, wrong_phase, no_begin, no_end;
+};
+__global__ void multiplies_box(const TensorMap x, const uint32_t* p, float* y, uint64_t fields,
+                               Faults faults) {
+  unsigned char* const start = shared_memory<unsigned char>();
+  bf16* const box = reinterpret_cast<bf16*>(start + (1024 - shared_address(start) % 1024) % 1024);
+  Barrier* const barrier = reinterpret_cast<Barrier*>(box + 128 * 64);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) barrier->begin(1), barriers_begin();
+  sync_block();
+  if (thread == 0) barrier->arrive_and_expect(128 * 128), copy_box(box, x, 0, 0, 0, 0, barrier);
+  if (!faults.no_wait) barrier->wait(faults.wrong_phase ? 1 : 0);
+  const auto matrix = [&](int bytes) { return fields | ((shared_address(box) + bytes) >> 4); };
+  float rows[64], columns[32];
+  uint32_t mine[4];
+  for (int i = 0; i < 4; ++i) mine[i] = p[thread * 4 + i];
+  if (!faults.no_begin) products_begin();
+  for (int k = 0; k < 4; ++k) multiply_rows<bf16>(matrix(k * 32), matrix(k * 32), k > 0, rows);
+  multiply_columns<bf16>(mine, matrix(0), false, columns);
+  products_commit();
+  if (!faults.no_end) products_wait<0>();
+  for (int i = 0; i < 96; ++i) y[thread * 96 + i] = i < 64 ? rows[i] : columns[i - 64];
+  barrier->wait(0);
+}
+
 cudaError_t start(const std::string& name, float* y) {
   constexpr size_t kBytes = kThreads * sizeof(float);
   if (name == "keeps the rules") return launch(mirror, dim3(2), kThreads, kBytes, nullptr, y, true);
@@ -109,4 +140,16 @@ extern "C" __attribute__((visibility("default"))) const char* run_multiplies_byt
 extern "C" __attribute__((visibility("default"))) const char* run_copies(const float* x, float* y, int wait) {
   using namespace llmcli::cuda;
   return cudaGetErrorString(launch(copies, dim3(1), 32, 512, nullptr, x, y, wait != 0));
+}
+extern "C" __attribute__((visibility("default"))) const char* run_box(const uint16_t* x, const uint32_t* p,
+                                                                      float* y, uint64_t fields,
+                                                                      const char* fault) {
+  using namespace llmcli::cuda;
+  const std::string name = fault;
+  const Faults faults{name == "no wait", name == "wrong phase", name == "no begin", name == "no end"};
+  TensorMap map;
+  cudaError_t error = describe_tensor(x, {64, 100, 1, 1}, {64, 8, 8}, 128, &map);
+  if (error == cudaSuccess)
+    error = launch(multiplies_box, dim3(1), 128, 1024 + 128 * 128 + 8, nullptr, map, p, y, fields, faults);
+  return cudaGetErrorString(error);
 }

@@ -15,9 +15,12 @@ int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   return 0;
 }
 
-// From now on threads run in falling order and copies arrive at once; else in rising order and at the last
-// moment.
-__attribute__((visibility("default"))) void emulation_reverse(int reversed) {
+// From now on threads run in falling order and copies arrive at once, or in rising order and at the last
+// moment, on a GPU of compute capability `major`.0.
+__attribute__((visibility("default"))) void emulation_machine(int reversed, int major) {
   emulation::machine().reversed = reversed != 0;
+  emulation::machine().capability = major;
 }
+// Threads of a block of the last launch.
+__attribute__((visibility("default"))) int emulation_threads() { return emulation::machine().threads; }
 }
