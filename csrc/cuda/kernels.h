@@ -17,6 +17,7 @@ cudaError_t activation(const cpu::GeluArgs& args, cudaStream_t stream);
 cudaError_t activation(const cpu::SiluGateArgs& args, cudaStream_t stream);
 cudaError_t softcap(const cpu::SoftcapArgs& args, int64_t rows, cudaStream_t stream);
 cudaError_t argmax(const cpu::ArgmaxArgs& args, int64_t rows, cudaStream_t stream);
+cudaError_t recurrent_cell(const cpu::RecurrentCellArgs& args, int64_t rows, cudaStream_t stream);
 cudaError_t column_sum(const cpu::ColumnSumArgs& args, cudaStream_t stream);
 
 // y = x W^T + bias on weights of 8 or 4 bits. q, scales and starts, of the sizes that kernels.h of the CPU

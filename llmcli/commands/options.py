@@ -48,7 +48,11 @@ class Engine:
             from llmcli.ops.registry import require_kernels
 
             where = choose_device("auto").type if self.device == "auto" else self.device
-            require_kernels(where, training=training)
+            require_kernels(where, training=training, also=self.chosen_operators())
+
+    def chosen_operators(self) -> Collection[str]:
+        """Operators that the flags call for on any device."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class ModelChoice(Engine):
     offline: bool
     quantize: str | None = None
     cache_dtype: str = "auto"
+
+    def chosen_operators(self) -> Collection[str]:
+        """As `Engine`; the cache that a GPU has to itself (`nn.static_cache`) holds the activations' own type alone."""
+        return () if self.cache_dtype == "auto" else ("cached_attention",)
 
     def load(self, *, kinds: Collection[str] = ("decoder",), classifier: bool = False) -> Loaded:
         """Load a model of one of the kinds and its tokenizer, with progress on stderr.

@@ -136,10 +136,10 @@ class CausalModel(PackedModel):
     def predictions(self, ids: Tensor, first: int = 1) -> tuple[Tensor, Tensor]:
         """As `logprobs`, and beside each the token that is likeliest in its place, (B,T-first) int64.
 
-        A packed model holds no logits at all, another HEAD_ROWS rows of them at a time.
+        A packed model on a CPU holds no logits at all, another HEAD_ROWS rows of them at a time.
         """
         head, targets = self._head_as_packed, ids[:, first:]
-        if head is not None:
+        if head is not None and head.device.type == "cpu":
             hidden = self.hidden(ids[:, :-1])[:, first - 1 :]
             return linear_logprobs(hidden, head, targets, self.config.vocab_size, cap=self.logit_cap)
         pieces, begin = [(targets.new_zeros(len(ids), 0, dtype=torch.float32), targets[:, :0])], 0

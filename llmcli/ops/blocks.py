@@ -120,4 +120,5 @@ _blocks = define(
     fake=lambda data, kind, dtype: data.new_empty(
         data.shape[0] // [*KINDS.values()][kind][0] * [*KINDS.values()][kind][1], dtype=dtype
     ),
+    devices=("cpu",),
 )

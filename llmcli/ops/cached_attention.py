@@ -131,4 +131,5 @@ _cached_attention = define(
     "float scale, float cap) -> Tensor",
     _fallback,
     fake=lambda q, k, v, cache, lengths, bias, kind, scale, cap: q.new_empty(q.shape),
+    devices=("cpu",),
 )

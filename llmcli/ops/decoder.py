@@ -119,4 +119,5 @@ _decoder = define(
     fake=lambda x, update, cache, lengths, rows, parts, places, sizes, constants: x.new_empty(
         (len(rows), sizes[2] if parts[-1].numel() else x.shape[-1])
     ),
+    devices=("cpu",),
 )

@@ -17,4 +17,6 @@ def _fallback(x: Tensor) -> Tensor:
     return torch.isfinite(x).all()
 
 
-_finite = define("finite(Tensor x) -> Tensor", _fallback, fake=lambda x: x.new_empty((), dtype=torch.bool))
+_finite = define(
+    "finite(Tensor x) -> Tensor", _fallback, fake=lambda x: x.new_empty((), dtype=torch.bool), devices=("cpu",)
+)

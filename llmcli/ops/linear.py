@@ -61,9 +61,10 @@ def _pack_fake(weight: Tensor) -> Tensor:
     return weight.new_empty((N + -N % PANEL) * (K + -K % depth))
 
 
-_pack = define("linear_pack(Tensor weight) -> Tensor", _pack_fallback, fake=_pack_fake)
+_pack = define("linear_pack(Tensor weight) -> Tensor", _pack_fallback, fake=_pack_fake, devices=("cpu",))
 _linear = define(
     "linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor",
     _linear_fallback,
     fake=lambda x, packed, bias, out_features: x.new_empty((*x.shape[:-1], out_features)),
+    devices=("cpu",),
 )

@@ -50,4 +50,5 @@ _pack = define(
     fake=lambda data, rows, bits, in_features: data.new_empty(
         packed_bytes(in_features, rows.shape[0], bits, blocks=True), dtype=torch.int8
     ),
+    devices=("cpu",),
 )

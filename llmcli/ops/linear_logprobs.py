@@ -56,4 +56,5 @@ _linear_logprobs = define(
         x.new_empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32)),
         x.new_empty(len(x), dtype=torch.int64),
     ),
+    devices=("cpu",),
 )

@@ -37,4 +37,5 @@ _matmul = define(
     fake=lambda a, b: a.new_empty(a.shape[0], b.shape[1]),
     backward=_backward,
     save=_save,
+    devices=("cpu",),
 )

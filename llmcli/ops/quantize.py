@@ -63,4 +63,4 @@ def _fake(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return q, weight.new_empty((N, -(-K // GROUPS[bits])), dtype=torch.bfloat16)
 
 
-_quantize = define("quantize(Tensor weight, int bits) -> (Tensor, Tensor)", _fallback, fake=_fake)
+_quantize = define("quantize(Tensor weight, int bits) -> (Tensor, Tensor)", _fallback, fake=_fake, devices=("cpu",))

@@ -7,7 +7,7 @@ loads and take precedence over the fallback; nothing else in the package asks wh
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -65,7 +65,8 @@ def define(
 
     fallback computes with torch's operators on any device without a kernel, and everywhere in float64, which no
     kernel serves; fake gives shapes and strides only; backward(ctx, *grads) and save(ctx, inputs, output) are the
-    autograd formula, where there is one. devices are those whose kernel the operator is for.
+    autograd formula, where there is one. devices are those whose kernel the operator is for: a GPU leaves products to
+    cuBLAS, through torch, and packs nothing for CPUs; what it does once for each weight, at loading, is torch's.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -111,13 +112,18 @@ def fallback(name: str) -> Callable[..., Any]:
     return _FALLBACKS[name]
 
 
-def require_kernels(device: str, *, training: bool = True) -> None:
+def require_kernels(device: str, *, training: bool = True, also: Collection[str] = ()) -> None:
     """Raise ResourceError when an operator would fall back to torch on this device ("cpu", "cuda:0", …).
 
-    Without training, the operators of the backward pass do not count: nothing calls them.
+    Those count that the device runs step by step, and `also` those that it runs for a caller's choice. Without
+    training, the operators of the backward pass do not count: nothing calls them.
     """
     kind = device.partition(":")[0]
-    names = [name for name in _NAMES if kind in _DEVICES[name] and (training or not name.endswith("_backward"))]
+    names = [
+        name
+        for name in _NAMES
+        if (kind in _DEVICES[name] or name in also) and (training or not name.endswith("_backward"))
+    ]
     missing = [name for name in names if not _has_kernel(name, kind)]
     if missing:
         why = f": {why_no_kernels}" if kernels is None else ""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from llmcli import diagnosis
 from llmcli.cli import cli
+from llmcli.commands.options import ModelChoice
+from llmcli.errors import ResourceError
 from llmcli.ops import registry
 
 
@@ -53,6 +57,17 @@ def test_inference_needs_no_backward_kernels(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(registry, "_has_kernel", lambda name, device: not name.endswith("_backward"))
     registry.require_kernels("cpu", training=False)
     assert CliRunner().invoke(cli, ["doctor", "--require-kernels"]).exit_code == 6
+
+
+def test_a_gpu_has_a_kernel_for_all_that_it_runs_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a cache in another type than the activations'; bindings are read, for torch may be a CPU build."""
+    bindings = "".join(path.read_text() for path in (Path(__file__).parents[2] / "csrc/ops").glob("*_cuda.cpp"))
+    monkeypatch.setattr(registry, "_has_kernel", lambda name, device: f'm.impl("{name}"' in bindings)
+    for cache_dtype, refused in (("auto", False), ("int8", True)):
+        choice = ModelChoice("cuda:0", "auto", None, True, None, True, cache_dtype=cache_dtype)
+        with pytest.raises(ResourceError, match="for cached_attention;") if refused else nullcontext():
+            choice.prepare()
+    registry.require_kernels("cuda:0", training=True)
 
 
 def test_a_damaged_model_exits_with_5(monkeypatch: pytest.MonkeyPatch) -> None:
