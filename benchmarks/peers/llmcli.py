@@ -10,7 +10,7 @@ PACKAGES: tuple[str, ...] = ()
 VARIANTS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int4"}
 SCORES = tuple(VARIANTS)
 TRAINS = ("float32", "bfloat16")
-# What `llmcli train` sets by `training.memory.keep` before there are threads, of which a worker has some by then.
+# What `training.memory.keep` sets for `llmcli train` of such a model before threads; a worker has some by then.
 TRAINING = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 

@@ -103,7 +103,10 @@ def command(
         raise InputError("--sample-every: expected --task lm, got a classifier, which writes no text")
     if task == "lm" and flags["token_dropout"]:
         raise InputError("--token-dropout: expected --task classify, got lm, which learns every token that it reads")
-    choice.prepare(training=True)
+    from llmcli.hub import DEFAULT
+    from llmcli.training import memory
+
+    choice.prepare(training=True, largest=memory.of_directory(Path(choice.model) if choice.model else DEFAULT))
     learning.check_processes(run, (*data, *files, *val))
     from llmcli.training import distributed, finetuning
     from llmcli.training.trainer import Trainer

@@ -30,15 +30,16 @@ class Engine:
     threads: int | None
     require_kernels: bool
 
-    def prepare(self, *, training: bool = False) -> None:
+    def prepare(self, *, training: bool = False, largest: int | None = None) -> None:
         """Set the thread count; with --require-kernels, refuse an op that would run on its fallback.
 
-        The backward pass counts only in training, which keeps its memory, too. Raises ResourceError.
+        The backward pass counts only in training, which keeps its memory, too: `largest` is for `memory.keep`. Raises
+        ResourceError.
         """
         if training:
             from llmcli.training import memory
 
-            memory.keep()
+            memory.keep(largest)
         import torch
 
         if self.threads is not None:

@@ -70,7 +70,7 @@ def command(
     **flags: Any,
 ) -> None:
     """Read, tokenise, train, report."""
-    engine.prepare(training=True)
+    engine.prepare(training=True, largest=largest_tensor(flags, run))
     learning.check_processes(run, (*data, *files, *val))
     from llmcli.data import batches, corpus
     from llmcli.device import choose_device
@@ -127,6 +127,17 @@ def command(
             describe=learning.loss_in_words,
             sample=watching.sampler(trainer, tokenizer, run.sample_prompt) if run.sample_every else None,
         )
+
+
+def largest_tensor(flags: dict[str, Any], run: Run) -> int | None:
+    """Bytes of the largest tensor of a step, as far as the flags say before anything is read."""
+    from llmcli.training import memory
+
+    if run.resume and (found := memory.of_directory(Path(run.output if run.resume == "auto" else run.resume))):
+        return found
+    shape = read_shape(flags["config"]) if flags["config"] else PRESETS[flags["preset"]]
+    known = flags["tokenizer"]
+    return memory.largest(shape, memory.vocab_size(Path(known)) if known else flags["vocab_size"])
 
 
 def check_shape(start: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
