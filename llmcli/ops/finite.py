@@ -10,7 +10,8 @@ from llmcli.ops.registry import define
 
 def finite(x: Tensor) -> Tensor:
     """Whether x holds neither NaN nor infinity: x (...) → bool ()."""
-    return _finite(x)  # type: ignore[no-any-return]
+    # A transposed matrix is read as it lies, where the kernel would copy it first.
+    return _finite(x.t() if x.dim() == 2 and not x.is_contiguous() else x)  # type: ignore[no-any-return]
 
 
 def _fallback(x: Tensor) -> Tensor:

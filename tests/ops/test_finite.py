@@ -27,6 +27,9 @@ def test_any_layout_and_float64() -> None:
     x = normal(30, 40)
     x[3, 7] = torch.inf
     assert not finite(x.T)
+    assert not finite(x.T[5:])
+    assert finite(x.T[8:])
+    assert not finite(x.expand(2, 30, 40).transpose(1, 2))
     assert finite(x[:, 8:])
     assert finite(x[4:])
     assert not finite(x.double())
