@@ -40,15 +40,18 @@ class Engine:
     def generate(self, prompts: list[list[int]], n: int) -> tuple[list[float], list[list[int]]]:
         import torch
 
-        from llmcli.generation.sampling import greedy
+        from llmcli.generation.rows import likeliest
+        from llmcli.generation.sampling import greedy, require_finite
 
         times, columns = [], []
         with torch.inference_mode():
             logits, state = self.model.start(torch.tensor(prompts), capacity=len(prompts[0]) + n - 1)
+            tokens = greedy(logits)
             for _ in range(n):
                 if columns:
-                    logits = self.model.step(columns[-1], state)
-                columns.append(greedy(logits)[:, None])
+                    tokens, highest = likeliest(self.model, columns[-1], state, logits.shape[1])
+                    require_finite(highest)
+                columns.append(tokens[:, None])
                 times.append(time.perf_counter())
         return times, torch.cat(columns, 1).tolist()
 

@@ -18,6 +18,7 @@
 #include "softmax.h"
 #include "cross_entropy.h"
 #include "linear_logprobs.h"
+#include "linear_argmax.h"
 #include "tile.h"
 #if defined(LLMCLI_HAS_BF16)
 #include "tile_bf16.h"

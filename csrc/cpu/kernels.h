@@ -111,6 +111,25 @@ struct LogprobArgs {
 };
 constexpr int64_t kLogprobColumns = 256;  // part of the arithmetic, see linear_logprobs.h
 
+// Which outputs of a linear layer can be a row's highest, from a copy of its weights in eight bits: see
+// linear_argmax.h. One item is one panel of 64 outputs to make the copy, else one row.
+struct ScreenPackArgs {
+  const void* packed;  // of linear_pack
+  uint8_t* copy;       // as linear_quantized takes it
+  float* errors;       // (2, panels * 64)
+  int64_t inputs, panels;
+  DType dtype;
+};
+struct ScreenArgs {
+  const float* logits;       // of the copy: (…, columns) contiguous, of row first_row first
+  const float *lost, *kept;  // the errors, (… * 64) each
+  float* reach;              // (rows, 2): how far each of the errors carries
+  float *lower, *upper;      // (rows, panels): between them lies the highest logit of each panel
+  uint8_t* wanted;           // (panels): set where a row's highest may be
+  int64_t panel, panels, columns, first_row;
+  DType dtype;  // of the logits that count
+};
+
 // sum = part, or sum + part; where there is a y, it gets the sum, rounded, and sum is left alone. One item is
 // one row; all contiguous.
 struct AccumulateArgs {
@@ -386,6 +405,10 @@ struct Kernels {
   void (*argmax)(const ArgmaxArgs& args, int64_t begin, int64_t end);
   void (*logprobs_part)(const LogprobArgs& args, int64_t begin, int64_t end);
   void (*logprobs)(const LogprobArgs& args, int64_t begin, int64_t end);
+  void (*screen_pack)(const ScreenPackArgs& args, int64_t begin, int64_t end);
+  void (*screen_rows)(const QuantizedLinearArgs& rows, float* reach, int64_t begin, int64_t end);
+  void (*screen_panel)(const ScreenArgs& args, int64_t begin, int64_t end);
+  void (*screen_choose)(const ScreenArgs& args, int64_t begin, int64_t end);
   void (*accumulate)(const AccumulateArgs& args, int64_t begin, int64_t end);
   void (*norm)(const NormArgs& args, int64_t begin, int64_t end);
   void (*norm_backward)(const NormBackwardArgs& args, int64_t begin, int64_t end);

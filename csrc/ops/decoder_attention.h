@@ -4,16 +4,9 @@
 #include "attention.h"
 #include "cache.h"
 #include "decoder_block.h"
+#include "rows.h"
 
 namespace llmcli {
-
-inline cpu::Rows dense_rows(int64_t rows, int64_t stride) {
-  cpu::Rows r{};
-  r.dims = 1;
-  r.size[0] = rows;
-  r.stride[0] = stride;
-  return r;
-}
 
 class StackAttention {
  public:

@@ -91,10 +91,16 @@ class LinearLayer {
     cpu::active().linear(a, begin, end);
   }
 
-  // Float32 y (rows, columns), contiguous, without bias: `rows` rows of x from `row` on, at most kRows, and
-  // `columns` outputs from `column` on, a multiple of kPanel. `all` rows were prepared in `room`.
-  void run_part(const void* x, float* y, int64_t all, void* room, int64_t row, int64_t rows, int64_t column,
-                int64_t columns) const {
+  // What `prepare` left in `room`.
+  cpu::QuantizedLinearArgs prepared(const void* x, int64_t rows, void* room) const {
+    return quantized(x, nullptr, rows, room);
+  }
+
+  // y (rows, columns), contiguous, without bias, float32 where it is `wide`: `rows` rows of x from `row` on,
+  // at most kRows, and `columns` outputs from `column` on, a multiple of kPanel. `all` rows were prepared in
+  // `room`.
+  void run_part(const void* x, void* y, bool wide, int64_t all, void* room, int64_t row, int64_t rows,
+                int64_t column, int64_t columns) const {
     const int64_t panel = column / kPanel, size = dtype_ == cpu::DType::f32 ? 4 : 2;
     const char* const w = static_cast<const char*>(w_) + panel * panel_bytes();
     if (bits_) {
@@ -106,7 +112,7 @@ class LinearLayer {
       a.q += row * cpu::quantized_inputs(inputs_, bits_);
       a.rows = rows;
       a.outputs = columns;
-      a.wide = true;
+      a.wide = wide;
       return cpu::active().linear_quantized(a, 0, panels(columns));
     }
     cpu::LinearArgs a{};
@@ -117,7 +123,7 @@ class LinearLayer {
     a.inputs = a.x_stride = inputs_;
     a.outputs = a.y_stride = columns;
     a.dtype = dtype_;
-    a.wide = true;
+    a.wide = wide;
     cpu::active().linear(a, 0, panels(columns));
   }
 

@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> linear_logprobs(const Tensor& x_, const Tensor& packe
     const int64_t column = part.part * cpu::kLogprobColumns;
     part.columns = std::min(outputs - column, cpu::kLogprobColumns);
     float* const logits = static_cast<float*>(scratch(LinearLayer::kRows * cpu::kLogprobColumns * 4));
-    layer.run_part(from, logits, N, room, row, end - row, column, part.columns);
+    layer.run_part(from, logits, true, N, room, row, end - row, column, part.columns);
     if (cap > 0) {
       cpu::SoftcapArgs s{};
       s.x = s.y = logits;

@@ -39,6 +39,14 @@ inline bool row_layout(const Tensor& x, cpu::Rows* rows) {
   return true;
 }
 
+inline cpu::Rows dense_rows(int64_t rows, int64_t stride) {
+  cpu::Rows r{};
+  r.dims = 1;
+  r.size[0] = rows;
+  r.stride[0] = stride;
+  return r;
+}
+
 // A tensor as rows, copied only where its layout has no rows.
 class RowTensor {
  public:

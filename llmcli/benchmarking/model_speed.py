@@ -19,6 +19,7 @@ from llmcli.benchmarking.ceilings import Ceilings
 from llmcli.benchmarking.statistics import Estimate, disturbances, estimate
 from llmcli.benchmarking.timing import Clock
 from llmcli.errors import InputError
+from llmcli.generation.rows import likeliest
 from llmcli.nn.recorded import recorded
 from llmcli.ops import argmax
 
@@ -111,9 +112,10 @@ class ModelBenchmark:
             logits, state = self.steps.start(self._tokens(test.n_batch, depth), capacity=test.positions)
         prompt = self._tokens(test.n_batch, test.n_prompt)
         start = self._now()
-        if test.n_gen:
+        if logits is not None and test.n_gen:
+            tokens, _ = argmax(logits)
             for _ in range(test.n_gen):
-                logits = self.steps.step(argmax(logits)[0][:, None], state)  # type: ignore[arg-type]
+                tokens, _ = likeliest(self.steps, tokens[:, None], state, logits.shape[1])
         elif state is None:
             self.steps.start(prompt, capacity=test.positions)
         else:

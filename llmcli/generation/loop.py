@@ -16,8 +16,17 @@ from torch import Tensor
 
 from llmcli.errors import InputError
 from llmcli.generation.constraint import Constraint, Guide
-from llmcli.generation.rows import Generates, Vocabulary, append_rows, continue_rows, select_rows, start_rows
-from llmcli.generation.sampling import SEED_LIMIT, Sampling, largest, permit, uniform
+from llmcli.generation.rows import (
+    Generates,
+    Vocabulary,
+    append_rows,
+    choose_rows,
+    continue_rows,
+    select_rows,
+    settled,
+    start_rows,
+)
+from llmcli.generation.sampling import SEED_LIMIT, Sampling, largest, permit, require_finite, uniform
 from llmcli.generation.text_stream import TextStream
 from llmcli.nn.recorded import recorded
 from llmcli.ops import softmax
@@ -145,6 +154,7 @@ class Batch:
         self._rows: list[_Row] = []
         self._state: Any = None
         self._logits: Tensor = torch.empty(0)
+        self._likeliest: tuple[Tensor, Tensor] | None = None  # in place of logits, where all rows take the likeliest
         self._chooser = _Chooser()
 
     @property
@@ -167,14 +177,20 @@ class Batch:
             select_rows(state, repeats)
         if self._rows:
             append_rows(self._state, state)
+            if self._likeliest is not None:
+                self._logits = settled(*self._likeliest, logits.shape[1]).to(logits.dtype)
             logits, state = torch.cat([self._logits, logits]), self._state
-        self._rows, self._logits, self._state = self._rows + rows, logits, state
+        self._rows, self._logits, self._state, self._likeliest = self._rows + rows, logits, state, None
         self._chooser.add(rows, logits)
 
     def step(self) -> Iterator[Event]:
         """Choose the next token of every sequence; those that end leave the batch."""
         rows, going = self._rows, []
-        tokens, logprobs = self._chooser(rows, self._logits)
+        if self._likeliest is None:
+            tokens, logprobs = self._chooser(rows, self._logits)
+        else:
+            require_finite(self._likeliest[1])
+            tokens, logprobs = self._likeliest[0].tolist(), [None] * len(rows)
         for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             event = row.take(token, logprobs[n], self._vocabulary, None if self._slide else self._context)
             if event.finish_reason is None:
@@ -195,10 +211,14 @@ class Batch:
             for row in rows:
                 if len(row.context) >= context:
                     del row.context[: -max(context // 2, 1)]
+            self._likeliest = None
             self._logits, self._state = self._start(rows, [row.context for row in rows])
+            return
+        following = self._model, self._vocabulary, [row.context[-1] for row in rows], self._state, self._device
+        if all(row.greedy for row in rows):
+            self._likeliest = choose_rows(*following)
         else:
-            last = [row.context[-1] for row in rows]
-            self._logits = continue_rows(self._model, self._vocabulary, last, self._state, self._device)
+            self._likeliest, self._logits = None, continue_rows(*following)
 
     def interrupt(self) -> Iterator[Event]:
         """End every sequence as it is."""
@@ -228,6 +248,11 @@ class _Row:
         """A request's sample before its first token."""
         guide = None if request.constraint is None else request.constraint.begin()
         return cls(index, sample, request, TextStream(request.stop, anew=request.anew), list(request.ids), guide)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, and nothing else asked for."""
+        return self.request.sampling.greedy and self.request.logprobs is None and self.guide is None
 
     def take(self, token: int, logprob: TokenLogprob | None, vocabulary: Vocabulary, limit: int | None) -> Event:
         """Append token; limit is the context's size, None if it slides."""

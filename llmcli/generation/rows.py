@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from llmcli.ops import argmax
 
 
 class Vocabulary(Protocol):
@@ -27,6 +29,24 @@ class Generates(Protocol):
 
     def step(self, ids: Tensor, state: Any) -> Tensor:
         """ids (B, 1), the next token of every row → logits (B, V)."""
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """A model that tells the likeliest token of a step for less than its logits."""
+
+    def likeliest(self, ids: Tensor, state: Any, limit: int) -> tuple[Tensor, Tensor]:
+        """ids (B, 1) → `argmax` of the first `limit` logits of `step`: tokens (B,) and their logits (B,)."""
+
+
+def likeliest(model: Generates, ids: Tensor, state: Any, limit: int) -> tuple[Tensor, Tensor]:
+    """Read ids (B, 1), the next token of every row: the likeliest that follows, (B,), and its logit, (B,).
+
+    The same bits whether the model gives logits or chooses itself.
+    """
+    if isinstance(model, Chooses):
+        return model.likeliest(ids, state, limit)
+    return argmax(model.step(ids, state)[:, :limit])
 
 
 @torch.inference_mode()
@@ -56,6 +76,20 @@ def continue_rows(
 ) -> Tensor:
     """Read one token per row: the logits (B, V) that follow."""
     return model.step(torch.tensor(tokens, device=device)[:, None], state)[:, : vocabulary.vocab_size]
+
+
+@torch.inference_mode()
+def choose_rows(
+    model: Generates, vocabulary: Vocabulary, tokens: list[int], state: Any, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Read one token per row: the likeliest that follow, (B,), and their logits, (B,)."""
+    return likeliest(model, torch.tensor(tokens, device=device)[:, None], state, vocabulary.vocab_size)
+
+
+def settled(tokens: Tensor, logits: Tensor, vocab_size: int) -> Tensor:
+    """Rows (B, V) of which only the chosen token (B,) is possible, with its logit (B,)."""
+    rows = logits.new_full((len(tokens), vocab_size), float("-inf"))
+    return rows.scatter_(1, tokens[:, None], logits[:, None])
 
 
 @torch.inference_mode()

@@ -57,13 +57,18 @@ class Sampling:
         """Whether the choice depends on the tokens before it, so that their counts must be kept."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the choice is the likeliest token, whatever came before."""
+        return self.temperature == 0 and not self.penalises
+
     def choose(self, logits: Tensor, uniforms: Sequence[float], counts: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Next tokens (N,) for logits (N, V) and uniforms (N) in [0, 1).
 
         counts: how often each token occurred in the prompt and in the completion, (N, V) each; needed if `penalises`.
         Raises ModelError if a row's logits are not finite.
         """
-        if self.temperature == 0 and not self.penalises:
+        if self.greedy:
             return greedy(logits)
         logits = logits.float()
         if self.penalises:

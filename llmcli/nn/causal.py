@@ -13,7 +13,7 @@ from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.packed import PackedModel
 from llmcli.nn.static_cache import StaticCache
-from llmcli.ops import linear_logprobs, softmax
+from llmcli.ops import argmax, linear_logprobs, softmax
 
 # Prompts are read in pieces of this many positions, always counted from position 0, so that memory stays bounded.
 CHUNK = 512
@@ -113,6 +113,13 @@ class CausalModel(PackedModel):
             rows = range(n - 1, ids.shape[0] * n, n) if begin + n == T else ()
             logits = self._extend(ids[:, begin : begin + n], state, rows)
         return logits
+
+    def likeliest(self, ids: Tensor, state: KVCache, limit: int) -> tuple[Tensor, Tensor]:
+        """Continue every row: ids (B,1) → `argmax` of the first `limit` logits of `step`, (B,) int64 and float32."""
+        stack = self._fused(ids)
+        if stack is None:
+            return argmax(self.step(ids, state)[:, :limit])
+        return stack.likeliest(*self._embed(ids, state), state, range(len(ids)), limit, self._turns(ids, state))
 
     def extend(self, ids: Tensor, state: KVCache) -> Tensor:
         """Continue every row at once: ids (B,T), at most CHUNK of them, and the state of `start` → logits (B,T,V).

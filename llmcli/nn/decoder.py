@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.norm import RMSNorm
-from llmcli.ops import decoder
+from llmcli.ops import argmax, decoder, linear_argmax, linear_screen
 from llmcli.ops.cached_attention import CACHE_DTYPES
 from llmcli.ops.decoder import ACTIVATIONS
 from llmcli.ops.linear import PANEL
@@ -44,6 +44,8 @@ class DecoderStack:
     """
 
     FLOPS = 4e11  # of one call: about half a second of two cores, for which Ctrl-C waits
+    SCREENED = 16 << 20  # bytes from which on a head pays for a screen: a smaller one stays in the caches
+    PAUSE = 64  # steps without a screen that left out too little
 
     def __init__(
         self,
@@ -74,6 +76,8 @@ class DecoderStack:
         self._sizes = [n_heads, blocks[0].down.in_features, vocab_size, ACTIVATIONS.index(activation), int(rms)]
         self._layout = [int(interleaved), int(parallel)]
         self._constants = [float(norm.eps), *(block.scale for block in blocks)]  # type: ignore[arg-type]
+        self._screen: tuple[Tensor, Tensor] | None = None
+        self._pause = 0
 
     def logits(
         self, x: Tensor, update: Tensor, cache: KVCache, rows: Sequence[int], places: Sequence[Tensor] = ()
@@ -85,6 +89,33 @@ class DecoderStack:
         result = self._run(x, update, cache, rows, self._parts, places)
         cache.advance(x.shape[1])
         return result
+
+    def likeliest(
+        self,
+        x: Tensor,
+        update: Tensor,
+        cache: KVCache,
+        rows: Sequence[int],
+        limit: int,
+        places: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """`argmax` of the first `limit` of `logits`: token (n,) int64 and its logit (n,) float32, the same bits.
+
+        Of a large head in full precision only what may hold the likeliest token is read (`linear_argmax`), after a copy
+        of 8 bits that the first call makes.
+        """
+        head = self._parts[-1]
+        if not head.is_floating_point() or head.nbytes < self.SCREENED or self._pause:
+            self._pause = max(0, self._pause - 1)
+            return argmax(self.logits(x, update, cache, rows, places)[:, :limit])
+        if self._screen is None:
+            self._screen = linear_screen(head, x.shape[-1], self._sizes[2])
+        hidden = self._run(x, update, cache, rows, self._headless, places)
+        cache.advance(x.shape[1])
+        token, logit, multiplied = linear_argmax(hidden, head, self._screen, self._sizes[2], limit)
+        if 4 * PANEL * int(multiplied) > limit:
+            self._pause = self.PAUSE
+        return token, logit
 
     def hidden(self, x: Tensor, update: Tensor, cache: KVCache, places: Sequence[Tensor] = ()) -> Tensor:
         """What the head reads, at every position of x + update: (B,T,C) each → (B,T,C).

@@ -11,6 +11,7 @@ from llmcli.ops.cached_attention import cached_attention
 from llmcli.ops.decoder import decoder
 from llmcli.ops.finite import finite
 from llmcli.ops.linear import linear, linear_pack
+from llmcli.ops.linear_argmax import linear_argmax, linear_screen
 from llmcli.ops.linear_blocks import linear_blocks_pack
 from llmcli.ops.linear_cross_entropy import linear_cross_entropy
 from llmcli.ops.linear_logprobs import linear_logprobs
@@ -37,12 +38,14 @@ __all__ = [
     "gru_cell",
     "layer_norm",
     "linear",
+    "linear_argmax",
     "linear_blocks_pack",
     "linear_cross_entropy",
     "linear_logprobs",
     "linear_pack",
     "linear_quantized",
     "linear_quantized_pack",
+    "linear_screen",
     "lstm_cell",
     "matmul",
     "quantize",

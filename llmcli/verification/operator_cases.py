@@ -84,6 +84,23 @@ def linear_cross_entropy(cast: Cast) -> Iterator[tuple[str, Arguments]]:
             yield name, (x, weight, targets, 0.5, smoothing, cap, True, True)
 
 
+def linear_screen(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """A short panel and several, a short group and several, a row of zeros."""
+    pack = registry.fallback("linear_pack")
+    for C, V in [(5, 1), (17, 65), (300, 130)]:
+        weight = normal(V, C, seed=1)
+        weight[V // 2] = 0
+        yield f"C{C} V{V}", (pack(cast(weight)), C, V)
+
+
+def linear_argmax(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Whole numbers, whose sums are exact and often equal; equal panels of 64 rows, so that all are needed."""
+    pack, screen = registry.fallback("linear_pack"), registry.fallback("linear_screen")
+    for rows, C, V, limit in [(1, 5, 1, 1), (7, 17, 64, 40), (51, 24, 640, 640), (0, 8, 8, 8)]:
+        x, weight = cast(normal(rows, C).round()), cast(normal(V, C, seed=1).round()[torch.arange(V) % 64])
+        yield f"{rows} rows C{C} V{V}", (x, pack(weight), *screen(pack(weight), C, V), V, limit)
+
+
 def linear_logprobs(cast: Cast) -> Iterator[tuple[str, Arguments]]:
     """One token, one part of the vocabulary and several, with a short one at the end."""
     pack = registry.fallback("linear_pack")
@@ -357,7 +374,9 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "softmax_backward": softmax_backward,
     "argmax": argmax,
     "linear_cross_entropy": linear_cross_entropy,
+    "linear_argmax": linear_argmax,
     "linear_logprobs": linear_logprobs,
+    "linear_screen": linear_screen,
     "rotary": rotary,
     "lstm_cell": lstm_cell,
     "gru_cell": gru_cell,

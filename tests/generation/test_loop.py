@@ -9,7 +9,8 @@ import torch
 from llmcli.errors import InputError, ModelError
 from llmcli.generation.loop import Event, Request, fit, generate
 from llmcli.generation.sampling import Sampling
-from tests.toy import Toy, ToyVocabulary
+from llmcli.ops import argmax
+from tests.toy import Toy, ToyState, ToyVocabulary
 
 SIZE = 12
 WORDS = ToyVocabulary(SIZE)
@@ -118,6 +119,28 @@ def test_sliding_goes_on_from_the_last_half_of_the_context() -> None:
     unlimited = list(generate(Toy(SIZE), requests, ENDLESS, context=1000))
     for n in range(2):
         assert [e.token for e in events if e.request == n] == [e.token for e in unlimited if e.request == n]
+
+
+class Chooser(Toy):
+    """A toy that chooses by itself, and gives logits only of steps that need them."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.chosen = 0
+
+    def likeliest(self, ids: torch.Tensor, state: ToyState, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.chosen += 1
+        return argmax(self.step(ids, state)[:, :limit])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_a_model_that_chooses_gives_the_same_events(batch_size: int) -> None:
+    """Also where rows that need logits join or leave those that do not."""
+    for requests in (REQUESTS, [REQUESTS[2]] * 3, [REQUESTS[2], REQUESTS[0], REQUESTS[2], REQUESTS[6]]):
+        model = Chooser(SIZE)
+        assert run(requests, model, batch_size=batch_size) == run(requests, batch_size=batch_size)
+        alone = batch_size == 1 or len(requests) == 3
+        assert model.chosen > 0 if alone else model.chosen < len(model.steps)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])

@@ -15,7 +15,8 @@ from llmcli import loading
 from llmcli.errors import ModelError
 from llmcli.generation.loop import Request, generate
 from llmcli.models import model_class
-from llmcli.ops import registry
+from llmcli.nn.decoder import DecoderStack
+from llmcli.ops import argmax, registry
 from tests.marks import kernels_only
 from tests.models.families import SIZES, Case, prompt, range_error, write
 
@@ -78,6 +79,30 @@ def test_one_operator_has_the_bits_of_one_after_the_other(
     together = everything()
     model._stack = None
     assert all(torch.equal(a, b) for a, b in zip(everything(), together, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), [("float32", None), ("bfloat16", None), ("float32", "int8")])
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[5], Case("gpt2"), Case("llama")], ids=str)
+@torch.inference_mode()
+def test_the_likeliest_token_is_that_of_the_logits(
+    tmp_path: Path, case: Case, dtype: str, quantize: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row by row and in a batch, with a screened head and without, also where a screen leaves out too little."""
+    monkeypatch.setattr(DecoderStack, "SCREENED", 0)
+    monkeypatch.setattr(DecoderStack, "PAUSE", 5)
+    write(tmp_path, case)
+    model = loading.load(tmp_path, dtype=dtype, quantize=quantize).model
+    ids, limit = prompt(3, 30), 300
+    (logits, state), (_, beside) = (model.start(ids, capacity=60) for _ in range(2))
+    tokens = argmax(logits[:, :limit])[0]
+    for _ in range(20):
+        expected, highest = argmax(model.step(tokens[:, None], beside)[:, :limit])
+        got, its = model.likeliest(tokens[:, None], state, limit)
+        assert torch.equal(got, expected)
+        assert torch.equal(its, highest)
+        tokens = expected
+    if registry.kernels is not None and case.model_type in ("gpt_neox", "bloom", "gpt2"):
+        assert (model._stack._screen is None) == (quantize is not None)
 
 
 @pytest.mark.parametrize(
