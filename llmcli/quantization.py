@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from llmcli import description
+from llmcli import calibration, description
 from llmcli.checkpoints import directory, safetensors
 from llmcli.data.corpus import copied_files
 from llmcli.loading import Loaded
@@ -26,18 +26,28 @@ class Matrix:
     relative_error: float
 
 
-def save(loaded: Loaded, kind: str, output: Path, progress: Callable[[int], None] | None = None) -> list[Matrix]:
+def save(
+    loaded: Loaded,
+    kind: str,
+    output: Path,
+    progress: Callable[[int], None] | None = None,
+    moments: Mapping[str, torch.Tensor] | None = None,
+) -> list[Matrix]:
     """Quantise a plain model (loaded with pack=False) to "int8" or "int4" and write it → what became of each matrix.
 
-    The directory is written beside its place and moved there when all of it is on disk. progress gets the number of
-    matrices done. Raises ModelError for NaN, infinity or a group of zeros, ResourceError when the disk is full.
+    Matrices whose inputs have moments, by name, are rounded by `calibration`. The directory is written beside its place
+    and moved there when all of it is on disk. progress gets the number of matrices done. Raises ModelError for NaN,
+    infinity or a group of zeros, ResourceError when the disk is full.
     """
     model = loaded.model
     rest = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors, matrices = {}, []
     for name, layer in model.matrices():
         bits, weight = model.bits(kind, name), layer.weight.detach()
-        q, scale = quantized.quantize(weight, bits, f"{name}.weight")
+        if moments and name in moments:
+            q, scale = calibration.quantize(weight, bits, f"{name}.weight", moments[name])
+        else:
+            q, scale = quantized.quantize(weight, bits, f"{name}.weight")
         for leaf, tensor in zip(quantized.LEAVES, (q, scale), strict=True):
             tensors[model.stored(f"{name}.{leaf}")] = tensor
         matrices.append(Matrix(name, bits, _relative_error(weight, q, scale)))

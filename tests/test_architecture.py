@@ -26,6 +26,7 @@ FLOORS = {
     "evaluation": 7,
     "conversion": 7,
     "quantization": 7,
+    "calibration": 6,
     "benchmarking": 7,
     "verification": 7,
     "compression": 7,

@@ -26,12 +26,14 @@ FIGURES = ("old_ppl", "new_ppl", "increase_pct", "ci", "n_tokens", "n_documents"
     examples=[
         ("half the memory of 16 bits, nearly the same text", "llmcli quantize gpt2 -o gpt2-int8"),
         ("4 bits, and what they cost on your own text", "llmcli quantize gpt2 -o gpt2-int4 --to int4 --eval book.txt"),
+        ("4 bits that cost less", "llmcli quantize gpt2 -o gpt2-int4 --to int4 --calibrate another-book.txt"),
         ("use it like any other model", 'llmcli generate -m gpt2-int4 "Once upon a time"'),
     ],
 )
 @click.argument("source", required=False, metavar="[MODEL]")
 @option("-o", "--output", required=True, metavar="DIR", help="Directory of the new model.")
 @option("--to", type=click.Choice(["int8", "int4"]), default="int8", help="What the matrices become.")
+@option("--calibrate", multiple=True, metavar="FILE", help="Round so that what this text brings changes least.")
 @option("--eval", multiple=True, metavar="FILE", help="Measure the change of perplexity on this text; '-' is stdin.")
 @model_options
 @texts.window_options
@@ -42,6 +44,7 @@ def command(
     source: str | None,
     output: str,
     to: str,
+    calibrate: tuple[str, ...],
     eval: tuple[str, ...],
     choice: ModelChoice,
     ctx_size: int | None,
@@ -53,15 +56,19 @@ def command(
     """Save MODEL with its matrices in 8 or 4 bits, as a directory that every command opens.
 
     Embeddings, positions, norms and biases keep their precision (or get that of --dtype), and the head has 8 bits in
-    either. With --eval, both models score the same windows of the same texts, and the change of perplexity is printed
-    with its paired 95 % interval.
+    either. With --calibrate, the model reads up to 16,384 tokens of a text, and what rounding does to them is made up
+    for (GPTQ): 4 bits cost about half as much perplexity, and some minutes of work. With --eval, both models score the
+    same windows of the same texts, and the change of perplexity is printed with its paired 95 % interval.
     """
     if source is not None and choice.model is not None:
         raise InputError("expected one model, got MODEL and --model")
     choice = replace(choice, model=source if source is not None else choice.model)
+    if calibrate.count("-") + eval.count("-") > 1:
+        raise InputError("expected '-' (stdin) once, got it for --calibrate and for --eval")
     named = texts.read(eval, encoding_errors) if eval else []
+    lesson = [text for _, text in texts.read(calibrate, encoding_errors)] if calibrate else []
     choice.prepare()
-    from llmcli import loading, quantization
+    from llmcli import calibration, loading, quantization
     from llmcli.checkpoints import directory
 
     quiet_hub()
@@ -76,10 +83,16 @@ def command(
         plain = loading.load(
             name, device="cpu", dtype=choice.dtype, offline=choice.offline, pack=False, kinds=loading.USES
         )
+        moments, n_tokens = None, 0
+        if lesson:
+            ids = calibration.windows(plain, lesson)
+            n_tokens = ids.numel()
+            with Progress("calibrating", total=n_tokens, unit="tokens") as progress:
+                moments = calibration.moments(plain, ids, progress)
         with Progress("quantising", unit="matrices") as progress:
-            matrices = quantization.save(plain, to, target, progress)
-        del plain
-        summary = summarise(name, path, target, to, matrices)
+            matrices = quantization.save(plain, to, target, progress, moments)
+        del plain, moments
+        summary = summarise(name, path, target, to, matrices) | {"calibration_tokens": n_tokens}
         if named:
             new = replace(choice, model=output).load()
             summary["evaluation"] = evaluate(old, new, documents, rule, batch_size)

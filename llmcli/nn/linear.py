@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ class Linear(nn.Linear):
 
     packed: Tensor | None
     bits = 0  # of quantised weights
+    watch: Callable[[Tensor], None] | None = None  # sees every input
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__(in_features, out_features, bias)
@@ -57,6 +60,8 @@ class Linear(nn.Linear):
 
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T, with a bias or, where the next operator fuses it, without."""
+        if self.watch is not None:
+            self.watch(x)
         if self.packed is None:
             return product(x, self.weight, bias)
         if self.bits:

@@ -43,10 +43,15 @@ def _quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         q = _round(x, scale, limit)
     q = torch.where(usable, q, 0.0).flatten(1)[:, :K]
     scale = torch.where(usable, scale, first)[..., 0].bfloat16()
-    if bits == 4:
-        u = F.pad(q + 8, (0, K % 2), value=8).to(torch.uint8).unflatten(1, (-1, 2))
-        return u[..., 0] | u[..., 1] << 4, scale
-    return q.to(torch.int8), scale
+    return pack_integers(q, bits), scale
+
+
+def pack_integers(q: Tensor, bits: int) -> Tensor:
+    """Whole numbers (N,K) as `quantize` gives them: int8 (N,K), or uint8 (N, ceil(K/2)) of two plus 8 to a byte."""
+    if bits == 8:
+        return q.to(torch.int8)
+    u: Tensor = F.pad(q + 8, (0, q.shape[1] % 2), value=8).to(torch.uint8).unflatten(1, (-1, 2))
+    return u[..., 0] | u[..., 1] << 4
 
 
 def _round(x: Tensor, scale: Tensor, limit: int) -> Tensor:

@@ -34,6 +34,24 @@ def test_a_model_that_other_commands_open(shell: Shell, tiny_gpt2: Path, tmp_pat
     assert texts.out[: len(texts.out) // 2] == texts.out[len(texts.out) // 2 :]
 
 
+def test_calibrated(shell: Shell, tiny_gpt2: Path, tmp_path: Path) -> None:
+    """The same directory from any number of threads, with the text on stdin, and another than without a text."""
+    (tmp_path / "a.txt").write_text(TEXT * 60)
+    made = shell(
+        f"llmcli quantize {tiny_gpt2} -o one --to int4 --calibrate a.txt --json -t 1 &&"
+        f"llmcli quantize {tiny_gpt2} -o two --to int4 --calibrate - -t 2 < a.txt &&"
+        f"llmcli quantize {tiny_gpt2} -o plain --to int4 && llmcli generate -m one The -n 4"
+    )
+    assert made.code == 0, made.err
+    document, _ = json.JSONDecoder().raw_decode(made.out)
+    assert document["calibration_tokens"] >= 2048
+    assert "llmcli/quantize/1" in document["schema"]
+    one, two, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "plain"))
+    assert one == two
+    assert len(one) == len(plain)
+    assert one != plain
+
+
 def test_lines_for_people(shell: Shell, tiny_gpt2: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     first = shell(f"llmcli quantize -m {tiny_gpt2} -o small")
@@ -56,6 +74,9 @@ def test_lines_for_people(shell: Shell, tiny_gpt2: Path, tmp_path: Path) -> None
         ("{model} -o a.txt", 2, "expected a directory for the model, got the file 'a.txt'"),
         ("{model} -o x --to int2", 2, "int2"),
         ("{model} -o x --eval nowhere.txt", 5, "'nowhere.txt', which does not exist"),
+        ("{model} -o x --calibrate a.txt", 2, "expected at least 2,048 tokens of text to calibrate with, got "),
+        ("{model} -o x --calibrate - --eval -", 2, "'-' (stdin) once"),
+        ("{model} -o x --calibrate nowhere.txt", 5, "'nowhere.txt', which does not exist"),
         ("{model} -o x --eval a.txt -c 65", 2, "expected at most 64 tokens"),
         ("nowhere/at/all -o x", 5, "nowhere/at/all"),
         ("{model} -o a.txt/x", 2, "a.txt/x"),
