@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llmcli import __version__, description
-from llmcli.checkpoints import directory, safetensors
+from llmcli.checkpoints import directory
 from llmcli.description import gguf_model
 from llmcli.device import choose_device
 from llmcli.errors import InputError, ModelError
@@ -295,9 +295,7 @@ def _assign_quantized(model: Any, weights: dict[str, torch.Tensor], device: torc
         layer.set_quantized(q.to(device), scale.to(device))
 
 
-def _assign_blocks(
-    model: Any, weights: dict[str, torch.Tensor], file: safetensors.Weights | gguf_model.Renamed, path: Path
-) -> bool:
+def _assign_blocks(model: Any, weights: dict[str, torch.Tensor], file: description.Weights, path: Path) -> bool:
     """Pack the matrices of `weights` that are rows of a GGUF file and take them out of it; True if there was one.
 
     Of the others, such as embeddings, the rows become numbers.

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from llmcli.checkpoints import gguf, safetensors
+from llmcli.checkpoints import gguf, safetensors, tensorflow
 from llmcli.errors import InputError, ResourceError
 
 GENERATION = "generation_config.json"
@@ -22,7 +22,9 @@ def of(path: Path) -> Path:
 
 def weight_files(path: Path) -> list[Path]:
     """The files that hold a checkpoint's weights, in order."""
-    return [path] if gguf.recognised(path) else safetensors.files(path)
+    if gguf.recognised(path):
+        return [path]
+    return tensorflow.files(path) if tensorflow.recognised(path) else safetensors.files(path)
 
 
 def advice(path: Path) -> Path | None:

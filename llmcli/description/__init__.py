@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.chat_template import ChatTemplate
-from llmcli.checkpoints import directory, gguf, safetensors
-from llmcli.description import gguf_model, gguf_vocabulary
+from llmcli.checkpoints import directory, gguf, safetensors, tensorflow
+from llmcli.description import gguf_model, gguf_vocabulary, gpt2_original
 from llmcli.errors import ModelError
 from llmcli.tokenizer import Tokenizer
 
@@ -20,21 +20,29 @@ if TYPE_CHECKING:  # describing a model needs no torch
     import torch
 
 
-def weights(path: Path, dtype: torch.dtype, in_place: Collection[str] = ()) -> safetensors.Weights | gguf_model.Renamed:
+Weights = safetensors.Weights | gguf_model.Renamed | gpt2_original.Renamed
+
+
+def weights(path: Path, dtype: torch.dtype, in_place: Collection[str] = ()) -> Weights:
     """The tensors of a checkpoint under Hugging Face's names.
 
     Blocks of ggml's formats are unpacked to dtype, matrices of the types `in_place` as `gguf.Weights` tells.
     """
-    return gguf_model.Renamed(gguf.open(path), dtype, in_place) if gguf.recognised(path) else safetensors.open(path)
+    if gguf.recognised(path):
+        return gguf_model.Renamed(gguf.open(path), dtype, in_place)
+    return gpt2_original.Renamed(path) if tensorflow.recognised(path) else safetensors.open(path)
 
 
 def config(path: Path) -> dict[str, Any]:
     """The `config.json` beside a checkpoint, or the same from inside it."""
     if gguf.recognised(path):
         return gguf_model.config(gguf.open(path))
+    if tensorflow.recognised(path):
+        file = directory.of(path) / gpt2_original.HPARAMS
+        return gpt2_original.config(read_object(file, "no such file; it belongs to OpenAI's checkpoint of GPT-2"), file)
     file = directory.of(path) / "config.json"
     inside = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    wanted = "a model is config.json, *.safetensors and a tokenizer, or a GGUF file"
+    wanted = "a model is config.json, *.safetensors and a tokenizer, a GGUF file, or GPT-2 as OpenAI published it"
     return read_object(file, f"no such file; {f'name the GGUF file itself: -m {inside[0]}' if inside else wanted}")
 
 

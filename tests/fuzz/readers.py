@@ -19,7 +19,7 @@ from llmcli import compression, description, receipts, records
 from llmcli.chat_template import ChatTemplate
 from llmcli.checkpoints import gguf, safetensors
 from llmcli.commands import replay
-from llmcli.description import gguf_model, gguf_vocabulary
+from llmcli.description import gguf_model, gguf_vocabulary, gpt2_original
 from llmcli.errors import LlmcliError
 from llmcli.generation.completions import Policy, Session
 from llmcli.models import model_class
@@ -96,6 +96,16 @@ def read_index(data: bytes, folder: Path) -> None:
     refused(lambda: safetensors.files(path))
 
 
+def read_tensorflow(data: bytes, folder: Path) -> None:
+    """The index of a TensorFlow checkpoint beside 64 bytes of numbers, up to tensors under Hugging Face's names."""
+    path = folder / "model.ckpt.index"
+    path.write_bytes(data)
+    (folder / "model.ckpt.data-00000-of-00001").write_bytes(bytes(64))
+    weights = refused(lambda: gpt2_original.Renamed(path))
+    if weights is not None:
+        take_all(weights)
+
+
 def read_config(data: bytes, folder: Path) -> None:
     """A config.json, up to the model without its weights."""
     (folder / "config.json").write_bytes(data)
@@ -146,6 +156,7 @@ READERS: dict[str, Callable[[bytes, Path], None]] = {
     "gguf": read_gguf,
     "safetensors": read_safetensors,
     "index": read_index,
+    "tensorflow": read_tensorflow,
     "config": read_config,
     "tokenizer": read_tokenizer,
     "template": read_template,
