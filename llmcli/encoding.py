@@ -1,4 +1,4 @@
-"""What an encoder says of texts: the likeliest tokens at masked places, and a vector for each text.
+"""What an encoder says of texts: tokens for masked places, how likely each token is, a vector for each text.
 
 Knows tokenizers, ids and models; knows neither files nor terminals.
 """
@@ -37,6 +37,15 @@ class Mask:
     candidates: list[Candidate]
 
 
+@dataclass(frozen=True)
+class Score:
+    """A token of a text, and the natural log of its probability where it is masked and all others stand."""
+
+    token: str
+    token_id: int
+    logprob: float
+
+
 def read(loaded: Loaded, texts: Sequence[str], *, cut: bool) -> tuple[list[Tensor], int]:
     """The ids of each text (n,), and how many lost their end to fit the model; an InputError without `cut`."""
     limit, rows, n_cut = loaded.model.config.n_positions, [], 0
@@ -65,17 +74,14 @@ def fill(loaded: Loaded, texts: Sequence[str], k: int) -> list[list[Mask]]:
 
     Raises InputError for a text without a mask or too long, ModelError for a model that cannot fill one.
     """
-    tokenizer = loaded.tokenizer
-    if loaded.model.headless or tokenizer.mask_id is None:
-        lacks = "head for masked tokens" if loaded.model.headless else "mask token in its tokenizer"
-        raise ModelError(f"{loaded.path}: expected a model that fills in masked tokens, got one without a {lacks}")
-    own = tokenizer.piece(tokenizer.mask_id)
+    tokenizer, mask_id = loaded.tokenizer, _mask_id(loaded)
+    own = tokenizer.piece(mask_id)
     for mask in MASKS:
         texts = [text.replace(mask, own) for text in texts]
     rows, _ = read(loaded, texts, cut=False)
     found = []
     for text, row, encoded in zip(texts, rows, hidden(loaded, rows), strict=True):
-        places = (row == tokenizer.mask_id).nonzero().flatten()
+        places = (row == mask_id).nonzero().flatten()
         if not len(places):
             raise InputError(f"expected a text with {own}, got {text[:60]!r}")
         logits = loaded.model.fill(encoded[places])[:, : tokenizer.vocab_size]
@@ -83,6 +89,40 @@ def fill(loaded: Loaded, texts: Sequence[str], k: int) -> list[list[Mask]]:
             [_mask(loaded, place, p, k) for place, p in zip(places.tolist(), softmax(logits.float()), strict=True)]
         )
     return found
+
+
+@torch.inference_mode()
+def score(loaded: Loaded, text: str, batch_size: int) -> list[Score]:
+    """Every token of a text, each masked in turn, batch_size of them together, which changes no bit.
+
+    Their sum is the text's pseudo-log-likelihood ("Masked Language Model Scoring", Salazar et al., 2020). Raises
+    InputError for a text without tokens or too long, ModelError for a model that fills in no masks.
+    """
+    tokenizer, mask_id = loaded.tokenizer, _mask_id(loaded)
+    (row,), _ = read(loaded, [text], cut=False)
+    before, after = tokenizer.around
+    places = range(before, len(row) - after)
+    if not places:
+        raise InputError("expected a text with at least one token, got none")
+    found = []
+    for begin in range(0, len(places), batch_size):
+        part = places[begin : begin + batch_size]
+        masked = [row.index_fill(0, torch.tensor(place), mask_id) for place in part]
+        at = torch.stack([one[place] for one, place in zip(hidden(loaded, masked), part, strict=True)])
+        logprobs = softmax(loaded.model.fill(at)[:, : tokenizer.vocab_size].float(), log=True)
+        for place, logprob in zip(part, logprobs, strict=True):
+            token = int(row[place])
+            spelt = tokenizer.token_bytes(token).decode("utf-8", "replace").strip()
+            found.append(Score(spelt, token, float(logprob[token])))
+    return found
+
+
+def _mask_id(loaded: Loaded) -> int:
+    """The token that stands for a masked one. Raises ModelError for a model that fills in none."""
+    if loaded.model.headless or loaded.tokenizer.mask_id is None:
+        lacks = "head for masked tokens" if loaded.model.headless else "mask token in its tokenizer"
+        raise ModelError(f"{loaded.path}: expected a model that fills in masked tokens, got one without a {lacks}")
+    return loaded.tokenizer.mask_id
 
 
 def embed(loaded: Loaded, rows: Sequence[Tensor], *, pooling: str, normalize: bool) -> list[Tensor]:

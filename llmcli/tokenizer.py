@@ -125,6 +125,11 @@ class Tokenizer:
         room = len(ids) if limit is None else max(0, limit - len(self._before) - len(self._after))
         return self._before + ids[:room] + self._after
 
+    @property
+    def around(self) -> tuple[int, int]:
+        """How many tokens `encode_whole` puts before and after a text."""
+        return len(self._before), len(self._after)
+
     def _checked(self, ids: list[int]) -> list[int]:
         if max(ids, default=0) >= self.vocab_size:
             raise ModelError(

@@ -39,6 +39,29 @@ def test_fill_mask_in_a_shell(bert: tuple[Path, Any], shell: Callable[..., Resul
 
 
 @torch.inference_mode()
+def test_scores_agree_with_transformers(bert: tuple[Path, Any], invoke: Callable[..., Result]) -> None:
+    directory, peer = bert
+    text = "the old man looked at the sea"
+    stdin = f"{text}\nthe sea\n".encode()
+    done = invoke(f"fill-mask -m {directory} --score --format jsonl", stdin=stdin)
+    assert done.code == 0, done.err
+    assert invoke(f"fill-mask -m {directory} --score --format jsonl --batch-size 1", stdin=stdin) == done
+    first, _ = (json.loads(line) for line in done.out.splitlines())
+    ids = ids_of(directory, text)
+    from tokenizers import Tokenizer
+
+    size = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size()
+    assert [token["token_id"] for token in first["tokens"]] == ids[0, 1:-1].tolist()
+    for place, token in enumerate(first["tokens"], 1):
+        masked = ids.clone()
+        masked[0, place] = 4
+        expected = peer(masked).logits[0, place, :size].log_softmax(-1)[ids[0, place]]
+        assert token["logprob"] == pytest.approx(float(expected), abs=2e-3)
+    lines = invoke(f"fill-mask -m {directory} --score '{text}'").out
+    assert lines == f"{first['logprob']:.4f}\t{text}\n"
+
+
+@torch.inference_mode()
 def test_fill_mask_agrees_with_transformers(
     bert: tuple[Path, Any], invoke: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -116,6 +139,8 @@ def test_a_classifier_learns_and_is_read_by_transformers(
     [
         ("fill-mask -m {bert} 'no mask'", b"", 2, "expected a text with [MASK], got 'no mask'"),
         ("fill-mask -m {bert}", b"sea [MASK]" * 80, 2, "this model reads 130"),
+        ("fill-mask -m {bert} --score ''", b"", 2, "a text with at least one token"),
+        ("fill-mask -m {bert} --score", b"sea " * 200, 2, "this model reads 130"),
         ("fill-mask -m {gpt2} '[MASK]'", b"", 5, "kind decoder, expected encoder: use 'llmcli generate'"),
         ("generate -m {bert} x", b"", 5, "kind encoder, expected decoder or encoder-decoder: use 'llmcli fill-mask'"),
         ("finetune -m {bert} --data - --output out", b"x", 5, "kind encoder"),
