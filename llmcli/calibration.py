@@ -7,20 +7,20 @@ errors by what its inputs do. Everything runs on one thread, so that the bytes d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from llmcli.device import one_thread
 from llmcli.errors import InputError, ModelError
 from llmcli.loading import Loaded
 from llmcli.nn import quantized
 from llmcli.nn.linear import Linear
 from llmcli.ops import matmul
 from llmcli.ops.linear_quantized import GROUPS
-from llmcli.ops.quantize import pack_integers
+from llmcli.ops.quantize import pack_integers, round_within
 
 LEAST, MOST = 2_048, 16_384  # tokens
 WINDOW = 512
@@ -64,7 +64,7 @@ def moments(loaded: Loaded, ids: Tensor, progress: Callable[[int], None] | None 
         last[:] = [(x, total)]
 
     read = getattr(loaded.model, "hidden", loaded.model.logprobs)
-    with _one_thread():
+    with one_thread():
         try:
             for name, layer in layers.items():
                 layer.watch = partial(watch, name)
@@ -88,7 +88,7 @@ def quantize(weight: Tensor, bits: int, name: str, moments: Tensor) -> tuple[Ten
         raise ModelError(f"{name}: expected finite activations from the calibration text, got NaN or infinity")
     limit, group, K = 1 << bits - 1, GROUPS[bits], weight.shape[1]
     w, q, scales = weight.detach().float().clone(), torch.empty(weight.shape), plain.float()
-    with _one_thread():
+    with one_thread():
         upper = _factor(moments)
         for g, begin in enumerate(range(0, K, group)):
             end = min(begin + group, K)
@@ -96,7 +96,7 @@ def quantize(weight: Tensor, bits: int, name: str, moments: Tensor) -> tuple[Ten
             scale = scales[:, g] = _scale(part, own.diagonal() ** -2, scales[:, g], limit)
             errors = torch.empty_like(part)
             for k in range(end - begin):
-                q[:, begin + k] = _round(part[:, k], scale, limit)
+                q[:, begin + k] = round_within(part[:, k], scale, limit)
                 errors[:, k] = (part[:, k] - q[:, begin + k] * scale) / own[k, k]
                 part[:, k + 1 :] -= errors[:, k, None] * own[k, k + 1 :]
             w[:, end:] -= errors @ upper[begin:end, end:]
@@ -120,7 +120,7 @@ def _scale(part: Tensor, importance: Tensor, plain: Tensor, limit: int) -> Tenso
     for start in STARTS:
         scale = torch.where(whole == 0, plain, whole * start).bfloat16().float()
         for _ in range(REFITS):
-            q = _round(part, scale[:, None], limit)
+            q = round_within(part, scale[:, None], limit)
             fitted = ((part * q) @ importance / (q.square() @ importance)).bfloat16().float()
             scale = torch.where(fitted.isfinite() & (fitted != 0), fitted, scale)
         error = _error(part, scale, importance, limit)
@@ -129,20 +129,5 @@ def _scale(part: Tensor, importance: Tensor, plain: Tensor, limit: int) -> Tenso
 
 
 def _error(part: Tensor, scale: Tensor, importance: Tensor, limit: int) -> Tensor:
-    error: Tensor = (part - _round(part, scale[:, None], limit) * scale[:, None]).square() @ importance
+    error: Tensor = (part - round_within(part, scale[:, None], limit) * scale[:, None]).square() @ importance
     return error
-
-
-def _round(x: Tensor, scale: Tensor, limit: int) -> Tensor:
-    whole: Tensor = (x / scale).round_().clamp_(-limit, limit - 1)
-    return whole
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,9 +1,11 @@
-"""Where a model runs: the device of a flag, and what stands against a GPU."""
+"""Where a model runs: the device of a flag, what stands against a GPU, and on one thread alone."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+from collections.abc import Iterator
 
 import torch
 
@@ -65,3 +67,14 @@ def _driver_without_gpu() -> str | None:
 @functools.cache
 def _warn_once(text: str) -> None:
     logging.getLogger(__name__).warning(text)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's operations of this thread on this thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

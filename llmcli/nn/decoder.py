@@ -112,7 +112,7 @@ class DecoderStack:
             self._screen = linear_screen(head, x.shape[-1], self._sizes[2])
         hidden = self._run(x, update, cache, rows, self._headless, places)
         cache.advance(x.shape[1])
-        limit = min(limit, self._sizes[2])  # some tokenizers have tokens that their model lacks
+        limit = min(limit, self._sizes[2])  # as a slice of logits would be
         token, logit, multiplied = linear_argmax(hidden, head, self._screen, self._sizes[2], limit)
         if 4 * PANEL * int(multiplied) > limit:
             self._pause = self.PAUSE

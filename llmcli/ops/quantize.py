@@ -36,11 +36,11 @@ def _quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     first = (torch.where(-low > high, low, high) / -limit).bfloat16().float()
     usable = first.isfinite() & (first != 0)
     scale, x = torch.where(usable, first, 1.0), torch.where(usable, x, 1.0)
-    q = _round(x, scale, limit)
+    q = round_within(x, scale, limit)
     for _ in range(REFITS[bits]):
         wide = q.double()
         scale = ((x * wide).sum(2, keepdim=True) / (wide * wide).sum(2, keepdim=True)).float().bfloat16().float()
-        q = _round(x, scale, limit)
+        q = round_within(x, scale, limit)
     q = torch.where(usable, q, 0.0).flatten(1)[:, :K]
     scale = torch.where(usable, scale, first)[..., 0].bfloat16()
     return pack_integers(q, bits), scale
@@ -54,8 +54,10 @@ def pack_integers(q: Tensor, bits: int) -> Tensor:
     return u[..., 0] | u[..., 1] << 4
 
 
-def _round(x: Tensor, scale: Tensor, limit: int) -> Tensor:
-    return (x / scale).round_().clamp_(-limit, limit - 1)
+def round_within(x: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """x / scale to the nearest whole number from -limit to limit - 1."""
+    whole: Tensor = (x / scale).round_().clamp_(-limit, limit - 1)
+    return whole
 
 
 def _fake(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:

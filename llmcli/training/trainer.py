@@ -5,7 +5,6 @@ Knows ids, tensors and checkpoint files; knows neither text nor terminals.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import math
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from llmcli.data.batches import IGNORED, Batches, HeldOut, Shard, cut
+from llmcli.device import one_thread
 from llmcli.errors import InputError, ModelError
 from llmcli.models import model_class
 from llmcli.ops import linear_cross_entropy
@@ -279,17 +279,6 @@ class Trainer:
         if self.parameters is not self.masters:
             with torch.no_grad():
                 torch._foreach_copy_([self.parameters[one] for one in part], [self.masters[one] for one in part])
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch's operations of this thread on this thread alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def begin_thread(n_threads: int, device: torch.device) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmcli.device import one_thread
 from llmcli.errors import ResourceError
 from llmcli.ops import registry
 from llmcli.verification.operator_cases import CASES, SAME_DTYPE
@@ -119,14 +120,13 @@ def verify(dtypes: Sequence[torch.dtype]) -> Iterator[Result]:
     if kernels is None:
         raise ResourceError(f"expected kernels to verify, got none: {registry.why_no_kernels}; reinstall llmcli")
     served = [op.name for op in registry.status() if op.served_by == "kernel" and op.device == "cpu"]
-    before, threads = kernels.isa(), torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = kernels.isa()
     try:
-        for isa in kernels.available_isas():
-            kernels.set_isa(isa)
-            for name in CASES:
-                if name in served:
-                    yield from (measure(name, isa, dtype) for dtype in dtypes)
+        with one_thread():
+            for isa in kernels.available_isas():
+                kernels.set_isa(isa)
+                for name in CASES:
+                    if name in served:
+                        yield from (measure(name, isa, dtype) for dtype in dtypes)
     finally:
         kernels.set_isa(before)
-        torch.set_num_threads(threads)
