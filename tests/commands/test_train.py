@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -275,33 +275,23 @@ def test_a_difference_is_exit_3(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (code, "straight and resumed" in err) == (3, True)
 
 
-def test_tensorboard_gets_what_the_log_gets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[tuple[object, ...]] = []
+def test_tensorboard_reads_what_the_log_has(folder: Path, shell: Callable[..., Result]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    class Writer:
-        def __init__(self, directory: str) -> None:
-            shown.append((directory,))
+    flags = shlex.join([*places(folder), *FLAGS, "--iters", "3", "--sample-every", "2", "-q"])
+    done = shell(f"llmcli train {flags} --tensorboard board")
+    assert done.code == 0, done.err
+    events = EventAccumulator(str(folder / "board")).Reload()
+    log = [json.loads(line) for line in (folder / "model" / "log.jsonl").read_text().splitlines()]
+    for name in ("loss", "lr", "grad_norm", "val_loss"):
+        logged = [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in log if name in line]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == logged
+    texts = [(event.step, event.tensor_proto.string_val) for event in events.Tensors("sample/text_summary")]
+    assert texts == [(line["step"], [line["sample"].encode()]) for line in log if "sample" in line] != []
 
-        def __enter__(self) -> Writer:
-            return self
 
-        def __exit__(self, *_: object) -> None:
-            shown.append(("closed",))
-
-        def add_scalar(self, *given: object) -> None:
-            shown.append(given)
-
-        add_text = add_scalar
-
-    module = "torch.utils.tensorboard"
-    monkeypatch.setitem(sys.modules, module, SimpleNamespace(SummaryWriter=Writer))
-    code, _, err = train(folder, "--iters", "2", "--tensorboard", "board", "--sample-every", "2", "-q")
-    assert code == 0, err
-    assert shown[0] == ("board",)
-    assert shown[-1] == ("closed",)
-    names = {name for name, *_ in shown[1:-1]}
-    assert {"loss", "lr", "val_loss", "sample"} <= names
-    monkeypatch.setitem(sys.modules, module, None)
+def test_tensorboard_that_is_absent_is_exit_6(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, _, err = train(folder, "--tensorboard", "board", "-q")
     assert (code, "llmcli[tensorboard]" in err) == (6, True)
 
