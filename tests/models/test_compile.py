@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ NO_DROPOUT = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
 CASES = [(family, torch.float32) for family in ("gpt2", "llama", "gemma2", "bloom", "gpt_neox")]
 
 
-@pytest.mark.parametrize(("family", "dtype"), [*CASES, ("gpt2", torch.bfloat16)], ids=str)
-def test_one_graph_and_the_bits_of_eager(family: str, dtype: torch.dtype) -> None:
+def steps(family: str, dtype: torch.dtype, backend: str) -> list[list[Tensor]]:
+    """The loss and the gradients of one step, eager and compiled without a break in the graph."""
     cls = model_class(family)
     config = {**SIZES[family], **(NO_DROPOUT if family == "gpt2" else {})}
     model = cls(cls.Config.from_dict(config)).initialize(torch.Generator().manual_seed(0)).to(dtype).train()
@@ -32,11 +33,26 @@ def test_one_graph_and_the_bits_of_eager(family: str, dtype: torch.dtype) -> Non
 
     torch.compiler.reset()  # or the families count as one function that is compiled too often
     results = []
-    for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+    for function in (loss, torch.compile(loss, backend=backend, fullgraph=True)):
         value = function(prompt(3, 37))
         results.append([value.detach(), *torch.autograd.grad(value, weights)])
-    for eager, compiled in zip(*results, strict=True):
+    return results
+
+
+@pytest.mark.parametrize(("family", "dtype"), [*CASES, ("gpt2", torch.bfloat16)], ids=str)
+def test_one_graph_and_the_bits_of_eager(family: str, dtype: torch.dtype) -> None:
+    for eager, compiled in zip(*steps(family, dtype, "aot_eager"), strict=True):
         assert torch.equal(eager, compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_inductor_builds(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing that another run has built
+    for eager, compiled in zip(*steps(family, torch.float32, "inductor"), strict=True):
+        torch.testing.assert_close(compiled, eager)
+    assert list(tmp_path.rglob("*.so"))
 
 
 # Every operator that has a gradient, and the shapes of what it is called with.
