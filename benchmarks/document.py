@@ -19,11 +19,13 @@ from llmcli.benchmarking.environment import environment, load_average, machine_n
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def arguments(description: str | None, *files: str) -> argparse.Namespace:
-    """The named files, and --output, the folder of `keep`."""
+def arguments(description: str | None, *files: str, many: str | None = None) -> argparse.Namespace:
+    """The named files, several under the last name, and --output, the folder of `kept`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in files:
         parser.add_argument(name, type=Path)
+    if many is not None:
+        parser.add_argument(many, type=Path, nargs="+")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results", help="a folder")
     return parser.parse_args()
@@ -31,9 +33,12 @@ def arguments(description: str | None, *files: str) -> argparse.Namespace:
 
 @contextmanager
 def kept(kind: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """A document to fill, written to <machine>.<kind>.json when the block has ended without an error."""
+    """A document to fill, written to <machine>.<kind>.json when the block has ended without an error.
+
+    What follows a dot in `kind` is not part of the schema's name.
+    """
     facts = environment()
-    document: dict[str, Any] = {"schema": f"llmcli/bench-{kind}/1", "environment": facts}
+    document: dict[str, Any] = {"schema": f"llmcli/bench-{kind.partition('.')[0]}/1", "environment": facts}
     loads = [load_average()]
     yield document
     document["load_averages"] = [*loads, load_average()]

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and benchmarks/README.md from benchmarks/results/*.json.
+"""Writes the tables of README.md, benchmarks/README.md and docs/recipes.md from benchmarks/results/*.json.
 
     python benchmarks/readme_table.py           # rewrite what stands between the markers
     python benchmarks/readme_table.py --check   # exit 1 when a page does not say what the results say
@@ -6,10 +6,11 @@
 `<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator and the
 models; `<!-- bench:peers -->` llmcli beside the best other engine, `<!-- bench:peers all -->` every engine, and charts;
 `<!-- bench:training -->` every goal of training, and nanoGPT's character model; `<!-- bench:scoring -->` scoring beside
-two programs; all end at `<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`),
-<machine>.start.json (`benchmarks/start.py`), <machine>.models.json (`llmcli bench`), <machine>.training.json and
-<machine>.scoring.json (`benchmarks/training.py`, `scoring.py`), <machine>.sentiment.json, .embedded-model.json
-and .loss-memory.json (the scripts of these names) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
+two programs; `<!-- bench:recipes -->` a line for each recipe; all end at `<!-- /bench -->`. One machine has
+<machine>.json (`llmcli bench kernels`), <machine>.start.json (`benchmarks/start.py`), <machine>.models.json (`llmcli
+bench`), <machine>.training.json and <machine>.scoring.json (`benchmarks/training.py`, `scoring.py`),
+<machine>.embedded-model.json and .loss-memory.json (the scripts of these names), <machine>.recipe.NAME.json
+(`recipes.py`) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from llmcli.benchmarking.tables import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import training, training_goals  # noqa: E402
+from benchmarks import recipes, training, training_goals  # noqa: E402
 from benchmarks.peers.report import SHAPES, goals_table, spread, whole_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / recipes.PAGE)
 MODELS_COMMAND = "llmcli bench --random gpt2 -t 2 -r 6 -d 0,496 --gen-tokens 32 --dtype float32,bfloat16"
 PEERS_COMMAND = "python -m benchmarks.peers.run"
 TRAINING_COMMAND = "python benchmarks/training.py input.txt --nanogpt nanoGPT -o benchmarks/results/"
 SCORING_COMMAND = "python -m benchmarks.scoring TEXT_FILE"
 SCORING_GOALS = (1.5, 60)  # times the other's speed; per cent of the matrix peak in bfloat16
 SHORT = ("gpt2", "default")  # the shapes whose goals the README shows
-PARTS = "kernels|peers|training|scoring"
+PARTS = "kernels|peers|training|scoring|recipes"
 MARKED = re.compile(rf"(<!-- bench:(?P<what>{PARTS})(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -168,14 +169,22 @@ def scoring_rows(document: dict[str, Any]) -> Iterator[list[str]]:
             ]  # fmt: skip
 
 
+def render_recipes(results: dict[str, dict[str, Any]], *, every: bool) -> str:
+    """What each recipe reached."""
+    return recipes.table(results)
+
+
 def rewritten(page: str, results: dict[str, dict[str, Any]]) -> str:
     """The page with what belongs between its markers."""
-    fill = {"kernels": render, "peers": render_peers, "training": render_training, "scoring": render_scoring}
+    fill = {
+        "kernels": render, "peers": render_peers, "training": render_training, "scoring": render_scoring,
+        "recipes": render_recipes,
+    }  # fmt: skip
     return MARKED.sub(lambda found: found[1] + fill[found["what"]](results, every=bool(found["all"])) + found[4], page)
 
 
 def main() -> None:
-    """Rewrite or check both pages."""
+    """Rewrite or check every page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check

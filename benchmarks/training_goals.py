@@ -21,7 +21,7 @@ COMMANDS = {
     "peers.gpt2.train": "python -m benchmarks.peers.run --shapes gpt2 --kinds train",
     "kernels": "llmcli bench kernels",
     "loss-memory": "python -m benchmarks.loss_memory",
-    "sentiment": "python -m benchmarks.sentiment train.tsv dev.tsv",
+    "recipe.sentiment": "python -m benchmarks.recipes sentiment train.tsv dev.tsv",
     "embedded-model": "python -m benchmarks.embedded_model BOOKS",
 }
 
@@ -74,7 +74,7 @@ def memory_rows(document: Document) -> Iterator[list[str]]:
 
 def sentiment_rows(document: Document) -> Iterator[list[str]]:
     """The recipe of docs/recipes.md as it is written."""
-    goal, accuracy, minutes = document["goal"], document["accuracy"], document["minutes"]
+    goal, accuracy, minutes = document["goal"], document["figures"]["accuracy"], document["minutes"]
     loads = " to ".join(figure(load[0]) for load in document["load_averages"])
     reached = f"{100 * accuracy:.1f} % of {document['n']}, {figure(minutes)} minutes (load average {loads})"
     wanted = f"≥ {100 * goal['accuracy']:.0f} %, under {goal['minutes']} minutes"
@@ -94,7 +94,7 @@ PARTS = {
     "peers.gpt2.train": step_rows,
     "kernels": operator_rows,
     "loss-memory": memory_rows,
-    "sentiment": sentiment_rows,
+    "recipe.sentiment": sentiment_rows,
     "embedded-model": version_rows,
 }
 

@@ -4,43 +4,70 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import Result
+from benchmarks import recipes
+from tests.test_benchmarks import DOCUMENT
 
-PAGE = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
-RECIPES = dict(re.findall(r"<!-- recipe: (\w+) -->\n```sh\n(.*?)```", PAGE, re.S))
-TALK = [{"role": "user", "content": "sea"}, {"role": "assistant", "content": "ship"}]
+STORIES = """Tom had a boat. He was glad. He said, "Look!" The sea was calm. "Where?" asked Ann. "Here," he said. They ran.
+<|endoftext|>
+Ann had a dog. It ran far. Nobody spoke. It came home.
+<|endoftext|>
+Sam had a cat. It ran fa"""
 FILES = {
     "train.tsv": "the sea was calm\t1\nthe boy was far\t0\n" * 3,
-    "dev.tsv": "the sea\t1\n",
-    "train.en": "the sea\nthe ship\n",
-    "train.de": "das Meer\ndas Schiff\n",
-    "questions.jsonl": json.dumps({"question": "Where?", "answer": "Far."}) + "\n",
-    "articles.jsonl": json.dumps({"article": "The sea was calm. " * 9, "summary": "Calm."}) + "\n",
-    "article.txt": "The ship lay still.",
-    "talks.jsonl": json.dumps({"messages": TALK}) + "\n",
+    "dev.tsv": "the sea\t1\nthe boy\t0\n",
+    "train.en": "the sea\nthe\tship\n",
+    "train.de": "das Meer\ndas Schiff\t\n",
+    "test.en": "the sea\n",
+    "test.de": "das Meer\n",
+    "train.jsonl": (json.dumps({"question": "Where?", "answer": "Far.\n#### 7"}) + "\n") * 2,
+    "test.jsonl": json.dumps({"question": "Who?", "answer": "#### 8"}) + "\n",
+    "stories.txt": STORIES + STORIES,
+}
+FIGURES = {
+    "sentiment": "accuracy",
+    "translation": "BLEU",
+    "questions": "0 of 1 right",
+    "summaries": "ROUGE 1 ",
+    "dialogue": "bits per byte",
 }
 
 
 def test_there_is_a_recipe_for_each_task() -> None:
-    assert list(RECIPES) == ["sentiment", "translation", "questions", "summaries", "dialogue"]
+    page = (recipes.ROOT / recipes.PAGE).read_text()
+    assert re.findall(r"<!-- recipe: (\w+) -->", page) == list(recipes.RECIPES) == list(FIGURES)
+    for name in recipes.RECIPES:
+        title = recipes.HEADINGS.get(name, name).replace("-", " ").capitalize()
+        assert f"\n## {title}\n" in page
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_runs_as_written(name: str, tiny_gpt2: Path, tmp_path: Path, shell: Callable[..., Result]) -> None:
+@pytest.mark.parametrize("name", FIGURES)
+def test_runs_as_written(name: str, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = f"FINETUNE_MODEL={tiny_gpt2} FINETUNE_ITERS=2 GENERATE_MAX_TOKENS=4 EVALUATE_MAX_TOKENS=4".split()
+    short = "".join(f"export LLMCLI_{variable}\n" for variable in tiny) + recipes.commands(name)
+    monkeypatch.setattr(recipes, "commands", lambda _: short)
     for file, text in FILES.items():
         (tmp_path / file).write_text(text)
-    variables = {
-        "LLMCLI_FINETUNE_MODEL": str(tiny_gpt2),
-        "LLMCLI_FINETUNE_ITERS": "2",
-        "LLMCLI_GENERATE_MAX_TOKENS": "4",
-    }
-    done = shell("set -e\n" + RECIPES[name], **variables)
-    assert done.code == 0, done.err
-    trained, answer = done.out.split("\n", 1)
-    assert re.match(r"runs/\w+: 0.\d\d M parameters, 2 steps", trained)
-    assert answer.strip()
+    found = recipes.measure(name, [tmp_path / file for file in recipes.RECIPES[name].wants], threads=1)
+    assert (found["steps"], 0 < found["minutes"] < 2) == (2, True)
+    assert found["written"]
+    document: dict[str, Any] = DOCUMENT | found | {"schema": "llmcli/bench-recipe/1", "load_averages": [[1.0], [2.0]]}
+    row = recipes.table({"m.recipe.json": document}).splitlines()[2]
+    assert f"| [{name}](#" in row
+    assert FIGURES[name] in row
+
+
+def test_talks_and_summaries_of_stories(tmp_path: Path) -> None:
+    (tmp_path / "stories.txt").write_text(STORIES)
+    recipes.talks(tmp_path)
+    (talk,) = map(json.loads, (tmp_path / "talks.jsonl").read_text().splitlines())
+    assert talk["messages"] == [{"role": "user", "content": "Look!"}, {"role": "assistant", "content": "Where?"}]
+    recipes.summaries(tmp_path)
+    (kept_aside,) = map(json.loads, (tmp_path / "test.jsonl").read_text().splitlines())
+    assert (kept_aside["summary"], kept_aside["article"][-9:]) == ("Tom had a boat.", "They ran.")
+    (learned,) = map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines())
+    assert (learned["summary"], learned["article"][:7]) == ("Ann had a dog.", "It ran ")

@@ -61,7 +61,7 @@ def test_only_operators_of_training(goals: Any) -> None:
 )
 def test_sentiment(goals: Any, accuracy: float, minutes: float, word: str) -> None:
     document = {
-        "accuracy": accuracy, "minutes": minutes, "n": 872, "recipe": {"dtype": "bfloat16"},
+        "figures": {"accuracy": accuracy}, "minutes": minutes, "n": 872, "recipe": {"dtype": "bfloat16"},
         "goal": {"accuracy": 0.8, "minutes": 15}, "load_averages": [[1.0, 0, 0], [2.0, 0, 0]],
     }  # fmt: skip
     (row,) = cells(goals.sentiment_rows(document))
@@ -87,21 +87,6 @@ def test_the_memory_of_a_loss_grows_with_its_logits(scripts: Any) -> None:
     here = {**os.environ, "PYTHONSAFEPATH": ""}  # benchmarks/ is no part of the package
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, cwd=ROOT, env=here)
     assert 120 << 20 < int(done.stdout) < 300 << 20
-
-
-def test_the_recipe_as_it_is_written(
-    scripts: Any, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sentiment = scripts("sentiment")
-    (tmp_path / "train.tsv").write_text("the sea was calm\t1\nthe boy was far\t0\n" * 3)
-    (tmp_path / "dev.tsv").write_text("the sea\t1\nthe boy\t0\n")
-    page = sentiment.recipe().partition("llmcli classify")[0]
-    short = page.replace("llmcli finetune", f"llmcli finetune -q -m {tiny_gpt2} --iters 2")
-    monkeypatch.setattr(sentiment, "recipe", lambda: short)
-    found = sentiment.measure(tmp_path / "train.tsv", tmp_path / "dev.tsv", threads=1)
-    assert (found["n"], found["steps"], found["recipe"]["dtype"]) == (2, 2, "bfloat16")
-    assert found["accuracy"] in (0.0, 0.5, 1.0)
-    assert 0 < found["minutes"] < 2
 
 
 def test_versions_are_those_of_git(
