@@ -6,10 +6,13 @@ import errno
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmcli.checkpoints import safetensors
+from llmcli import caches
+from llmcli.caches import Held
+from llmcli.checkpoints import gguf, safetensors
 from llmcli.errors import InputError, ModelError
 from llmcli.models import MODELS
 
@@ -31,7 +34,7 @@ SUFFIXES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".gguf")
 
 
 def find(spec: str | os.PathLike[str], *, offline: bool = False) -> Path:
-    """The file or directory of a model: an existing path, an alias, the hub's cache, the hub, in this order.
+    """The file or directory of a model: an existing path, an alias, the hub's cache, others' caches, the hub, in turn.
 
     Raises ModelError when there is none; something that looks like a path is never looked up on the hub. Raises
     InputError for an empty name, which a script's unset variable leaves.
@@ -45,16 +48,51 @@ def find(spec: str | os.PathLike[str], *, offline: bool = False) -> Path:
     if name == "default":
         return DEFAULT
     repository, _, revision = ALIASES.get(name, name).partition("@")
-    if not REPOSITORY.fullmatch(repository) or path.suffix in SUFFIXES:
+    on_hub = bool(REPOSITORY.fullmatch(repository)) and path.suffix not in SUFFIXES
+    cached = cached_snapshot(repository, revision) if on_hub else None
+    if cached is not None and status(cached) == "ready":
+        return cached
+    if name not in ALIASES and (file := _file_of_others(name)) is not None:
+        return file
+    if not on_hub:
         raise ModelError(
             f"{name}: no such file or directory, and neither user/name nor one of: {', '.join(['default', *ALIASES])}"
         )
-    cached = cached_snapshot(repository, revision)
-    if cached is not None and status(cached) == "ready":
-        return cached
     if name not in ALIASES and path.parent.is_dir():
         raise ModelError(f"{name}: no such file or directory, though {path.parent} is here: a misspelt path?")
     return _fetch(repository, revision, offline)
+
+
+def _file_of_others(name: str) -> Path | None:
+    """The GGUF file that a name with or without a tag leads to; None where nobody has that model.
+
+    Raises ModelError where nobody has a file of that tag, or where the name leads to several.
+    """
+    found = caches.NAMED.fullmatch(name)
+    if found is None:
+        return None
+    model, tag = found[1], found[2] or ""
+    here = [held for held in gguf_files() if held.model.lower() == model.lower()]
+    fitting = [held for held in here if not tag or held.ends_with(tag)]
+    exact = [held for held in here if held.tag.lower() == (tag or "latest").lower().removesuffix(".gguf")]
+    if len({held.tag for held in exact or fitting}) == 1:
+        return (exact or fitting)[0].path
+    if here:
+        names = ", ".join(dict.fromkeys(held.name for held in fitting or here))
+        raise ModelError(f"{name}: expected the name of one file, got {len(fitting)}; of this model there are: {names}")
+    if tag:
+        get = f"; to fetch it: hf download {model} --include '*{tag}*.gguf'" if "/" in model else ""
+        raise ModelError(f"{name}: no such file or directory, nor in the caches that 'llmcli models' lists{get}")
+    return None
+
+
+def gguf_files() -> Iterator[Held]:
+    """GGUF files in the Hugging Face cache, then in those of other programs."""
+    for name in cached_names():
+        snapshot = cached_snapshot(name)
+        if snapshot is not None:
+            yield from caches.files(name, snapshot, "Hugging Face")
+    yield from caches.everything()
 
 
 def _fetch(repository: str, revision: str, offline: bool) -> Path:
@@ -103,7 +141,7 @@ class Known:
     """A model that a name leads to without typing a path, and whether it can be used now."""
 
     name: str
-    kind: str  # embedded, alias or cached
+    kind: str  # embedded, alias, cached, or whose GGUF file it is
     repository: str | None
     path: Path | None
     size: int  # bytes on disk
@@ -111,15 +149,20 @@ class Known:
 
 
 def known() -> list[Known]:
-    """The embedded model, the aliases, and every model in the hub's cache. Touches no network."""
+    """The embedded model, the aliases, every model in the hub's cache, and others' GGUF files. Touches no network."""
     cached = {name: snapshot for name in cached_names() if (snapshot := cached_snapshot(name)) is not None}
     models = [Known("default", "embedded", None, DEFAULT, _size(DEFAULT), status(DEFAULT))]
     for alias, repository in ALIASES.items():
         path = cached.pop(repository, None)
         state = "not downloaded" if path is None else status(path)
         models.append(Known(alias, "alias", repository, path, _size(path), state))
+    held = list(gguf_files())
     for name, path in sorted(cached.items()):
-        models.append(Known(name, "cached", name, path, _size(path), status(path)))
+        if (path / "config.json").exists() or not any(file.model == name for file in held):
+            models.append(Known(name, "cached", name, path, _size(path), status(path)))
+    for file in held:
+        state = "ready" if gguf.recognised(file.path) else "no GGUF file"
+        models.append(Known(file.name, file.owner, None, file.path, file.path.stat().st_size, state))
     return models
 
 

@@ -38,6 +38,7 @@ FLOORS = {
     "data": 5,
     "device": 1,
     "hub": 4,
+    "caches": 3,
     "description": 4,
     "models": 3,
     "chat_template": 3,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.options import define, option, output_options, verbosity_options
+from llmcli.errors import ModelError
+
+if TYPE_CHECKING:
+    from llmcli.hub import Known
 
 SUPPORTED = Path(__file__).resolve().parents[1] / "models" / "supported.json"  # made by tests/models/supported.py
 
@@ -30,9 +34,9 @@ SUPPORTED = Path(__file__).resolve().parents[1] / "models" / "supported.json"  #
 def command(supported: bool, format: str, output: str | None) -> None:
     """List the models that -m knows by name.
 
-    These are the embedded model, the aliases, and whatever lies in the Hugging Face cache (HF_HOME, HF_HUB_CACHE).
-    Any directory with config.json, *.safetensors and a tokenizer works too, and a GGUF
-    file. Nothing is downloaded.
+    These are the embedded model, the aliases, whatever lies in the Hugging Face cache (HF_HOME, HF_HUB_CACHE), and the
+    GGUF files there and in the caches of llama.cpp, LM Studio and Ollama, which are read in place. Any directory with
+    config.json, *.safetensors and a tokenizer works too, and a GGUF file. Nothing is downloaded.
 
     With --supported, the families of such directories instead: whether they generate, score running text and train, and
     three errors on a tiny random model, as shares of the range of its logits: of int8, of int4, and from transformers.
@@ -47,7 +51,7 @@ def command(supported: bool, format: str, output: str | None) -> None:
             header = [cell.upper() for cell in supported_cells(None)]
             out.write(to_json(document) if format == "json" else table(header, cells, right=(5, 6, 7)))
         return
-    models = known()
+    models = [checked(model) for model in known()]
     with open_output(output) as out:
         if format == "json":
             rows = [asdict(model) | {"ready": model.status == "ready"} for model in models]
@@ -58,7 +62,7 @@ def command(supported: bool, format: str, output: str | None) -> None:
             cells = [
                 [
                     model.name,
-                    model.repository or "in the package" if model.kind != "cached" else "",
+                    origin(model),
                     size(model.size) if model.size else "-",
                     model.status,
                 ]
@@ -67,6 +71,25 @@ def command(supported: bool, format: str, output: str | None) -> None:
             out.write(table(["MODEL", "FROM", "SIZE", "STATUS"], cells, right=[2]))
     if format == "text":
         note(f"cache: {cache()}")
+
+
+def origin(model: Known) -> str:
+    """Where a model is from, as the table says it."""
+    return {"embedded": "in the package", "alias": model.repository or "", "cached": ""}.get(model.kind, model.kind)
+
+
+def checked(model: Known) -> Known:
+    """The same; of a GGUF file the architecture is read, too."""
+    from llmcli.checkpoints import gguf
+    from llmcli.description.gguf_model import architecture
+
+    if model.path is None or model.path.is_dir() or model.status != "ready":
+        return model
+    try:
+        architecture(gguf.open(model.path))
+    except ModelError as error:
+        return replace(model, status=str(error).removeprefix(f"{model.path}: ").partition(";")[0])
+    return model
 
 
 def supported_cells(row: dict[str, Any] | None) -> list[str]:

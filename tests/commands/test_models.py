@@ -13,7 +13,8 @@ from tests.conftest import Result
 
 def test_models(shell: Callable[..., Result], tmp_path: Path, tiny_gpt2: Path) -> None:
     shutil.copytree(tiny_gpt2, tmp_path / "hub" / "models--someone--tiny" / "snapshots" / "abc")
-    result = shell("llmcli models", HF_HUB_CACHE=str(tmp_path / "hub"))
+    nobody = {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path), "OLLAMA_MODELS": str(tmp_path)}
+    result = shell("llmcli models", HF_HUB_CACHE=str(tmp_path / "hub"), **nobody)
     assert result.code == 0
     rows = {line.split()[0]: line for line in result.out.splitlines()}
     assert set(rows) == {"MODEL", "default", *ALIASES, "someone/tiny"}
