@@ -10,7 +10,6 @@ namespace {
 
 enum Phase : size_t {
   kNorm1,
-  kQkvInput,
   kQkv,
   kRotate,
   kStore,
@@ -19,9 +18,7 @@ enum Phase : size_t {
   kOutInput,
   kOut,
   kNorm2,
-  kUpInput,
   kUp,
-  kGate,
   kDownInput,
   kDown,
   kPhases
@@ -79,12 +76,11 @@ class Stack {
     (head_ ? logits_ : last_) = result;
     const Tensor memory = lay_out();
     std::vector<int64_t> ends;
-    ends.reserve(blocks_.size() * kPhases + 3);
+    ends.reserve(blocks_.size() * kPhases + 2);
     int64_t count = 0;
     const auto add = [&](int64_t items) { ends.push_back(count += items); };
     for (const Block& block : blocks_) {
       add(row_items_);
-      add(preparations(block.qkv));
       add(block.qkv.items(rows_));
       add(attention_->turns() || block.query_norm ? row_items_ : 0);
       add(attention_->store_items());
@@ -93,14 +89,11 @@ class Stack {
       add(preparations(block.out));
       add(block.out.items(rows_));
       add(row_items_);
-      add(preparations(block.up));
       add(block.up.items(rows_));
-      add(activation_ == kSiluGate ? row_items_ : 0);
-      add(preparations(block.down));
+      add(activation_ == kSiluGate ? row_items_ : preparations(block.down));
       add(block.down.items(rows_));
     }
     add(n_wanted_);
-    add(head_ ? head_->preparations(n_wanted_) : 0);
     add(head_ && n_wanted_ ? head_->items(n_wanted_) : 0);
     run_phases(
         ends, [this](size_t phase, int64_t item) { this->item(phase, item); },
@@ -153,16 +146,12 @@ class Stack {
   void item(size_t phase, int64_t i) const {
     const size_t layer = phase / kPhases;
     const size_t kind = phase % kPhases;
-    if (layer == blocks_.size())
-      return kind == 0   ? close(i)
-             : kind == 1 ? head_->prepare(last_, n_wanted_, room_, i, i + 1)
-                         : run(*head_, last_, logits_, n_wanted_, i);
+    if (layer == blocks_.size()) return kind == 0 ? close(i) : run(*head_, last_, logits_, n_wanted_, i);
     const Block& block = blocks_[layer];
     const void* const wide = activation_ == kSiluGate ? gated_ : hidden_;
     switch (static_cast<Phase>(kind)) {
       case kNorm1:
-        return norm(block.norm_1, layer == 0 ? kGiven : kMade, i);
-      case kQkvInput:
+        norm(block.norm_1, layer == 0 ? kGiven : kMade, i);
         return prepare(block.qkv, normed_, i);
       case kQkv:
         return run(block.qkv, normed_, qkv_, rows_, i);
@@ -179,14 +168,12 @@ class Stack {
       case kOut:
         return run(block.out, mixed_, update_, rows_, i);
       case kNorm2:
-        return norm(block.norm_2, parallel_ ? kNone : kMade, i);
-      case kUpInput:
+        norm(block.norm_2, parallel_ ? kNone : kMade, i);
         return prepare(block.up, normed_, i);
       case kUp:
         return up(block.up, i);
-      case kGate:
-        return gate(i);
       case kDownInput:
+        if (activation_ == kSiluGate) gate(i);
         return prepare(block.down, wide, i);
       case kDown:
         return run(block.down, wide, parallel_ ? second_update_ : update_, rows_, i);
@@ -198,7 +185,7 @@ class Stack {
   // The n-th part of an item's weights, into this core's cache; false where there is none.
   bool fetch(size_t phase, int64_t i, int n) const {
     const size_t layer = phase / kPhases, kind = phase % kPhases;
-    if (layer == blocks_.size()) return kind == 2 && head_->fetch(n_wanted_, i, n);
+    if (layer == blocks_.size()) return kind == 1 && head_->fetch(n_wanted_, i, n);
     const Block& block = blocks_[layer];
     switch (kind) {
       case kQkv:
@@ -215,7 +202,8 @@ class Stack {
   }
 
   void prepare(const LinearLayer& layer, const void* x, int64_t i) const {
-    layer.prepare(x, rows_, room_, i * row_block_, std::min(rows_, (i + 1) * row_block_));
+    if (layer.preparations(rows_))
+      layer.prepare(x, rows_, room_, i * row_block_, std::min(rows_, (i + 1) * row_block_));
   }
 
   void run(const LinearLayer& layer, const void* x, void* y, int64_t rows, int64_t i,
@@ -258,7 +246,7 @@ class Stack {
     return a.total;
   }
 
-  // The same before the head, of the i-th row that is wanted.
+  // The same before the head, of the i-th row that is wanted, and what the head needs of it.
   void close(int64_t i) const {
     const int64_t row = wanted_[static_cast<size_t>(i)], bytes = C_ * element_;
     cpu::NormArgs a = final_->args(C_, eps_, dtype_);
@@ -269,6 +257,7 @@ class Stack {
     a.x_rows = a.residual_rows = dense_rows(1, C_);
     a.total = static_cast<char*>(normed_) + row * bytes;
     cpu::active().norm(a, 0, 1);
+    if (head_ && head_->preparations(n_wanted_)) head_->prepare(last_, n_wanted_, room_, i, i + 1);
   }
 
   // A panel of the wide layer and, unless it is gated, its activation, which adds the bias.
