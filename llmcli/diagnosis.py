@@ -19,7 +19,7 @@ VARIABLES = {  # every environment variable that llmcli reads, besides LLMCLI_<C
     "LLMCLI_CUDA": "0 no CUDA kernels, 1 or an error (read by setup.py)",
     "TORCH_CUDA_ARCH_LIST": "GPUs to build kernels for (read by setup.py)",
     "HF_HUB_OFFLINE": "1 never uses the network",
-    "XDG_CACHE_HOME": "llmcli/tokens there keeps token ids, llama.cpp its files",
+    "XDG_CACHE_HOME": "llmcli/tokens keeps token ids, llama.cpp its files",
     "HF_HOME": "where the Hugging Face cache lies",
     "HF_HUB_CACHE": "where downloaded models lie",
     "LLAMA_CACHE": "where llama.cpp keeps GGUF files",
