@@ -12,7 +12,7 @@ import pytest
 from benchmarks import recipes
 from tests.test_benchmarks import DOCUMENT
 
-STORIES = """Tom had a boat. He was glad. He said, "Look!" The sea was calm. "Where?" asked Ann. "Here," he said.
+STORIES = """Tom had a boat. It was red. He was glad. He said, "Look!" The sea was calm. "Where?" asked Ann.
 <|endoftext|>
 Ann had a dog. It ran far. Nobody spoke. It came home.
 <|endoftext|>
@@ -68,6 +68,6 @@ def test_talks_and_summaries_of_stories(tmp_path: Path) -> None:
     assert talk["messages"] == [{"role": "user", "content": "Look!"}, {"role": "assistant", "content": "Where?"}]
     recipes.summaries(tmp_path)
     (kept_aside,) = map(json.loads, (tmp_path / "test.jsonl").read_text().splitlines())
-    assert (kept_aside["summary"], kept_aside["article"][-8:]) == ("Tom had a boat.", "he said.")
+    assert (kept_aside["summary"], kept_aside["article"][-4:]) == ("Tom had a boat.", "Ann.")
     (learned,) = map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines())
     assert (learned["summary"], learned["article"][:7]) == ("Ann had a dog.", "It ran ")
