@@ -62,6 +62,8 @@ def metadata(model: Any, model_type: str, name: str, kind: str) -> dict[str, Any
         scaling = dict(config.rope_scaling)
         if scaling.get("rope_type") == "linear":
             found |= {f"{arch}.rope.scaling.type": "linear", f"{arch}.rope.scaling.factor": scaling["factor"]}
+    if model_type == "phi3" and config.sliding_window is not None:
+        found[f"{arch}.attention.sliding_window"] = config.sliding_window
     if model_type == "gpt_neox":
         found[f"{arch}.rope.dimension_count"] = config.n_rotated
     return found

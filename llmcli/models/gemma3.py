@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llmcli.errors import ModelError
 from llmcli.models import llama
-from llmcli.models.llama import LlamaConfig, frequencies
+from llmcli.models.llama import LlamaConfig, frequencies, hiding
 from llmcli.nn.config import refuse
 from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
@@ -26,7 +26,7 @@ from llmcli.ops import add_rms_norm, attention, gelu, rms_norm, rotary
 
 DEFAULTS = {
     "head_dim": 256, "max_position_embeddings": 131072, "rope_theta": 1e6, "tie_word_embeddings": True,
-    "use_sliding_window": False, "qk_norm": True,
+    "qk_norm": True, "sliding_window": 4096,
 }  # fmt: skip
 # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
 REFUSED = {
@@ -41,7 +41,6 @@ class Gemma3Config(LlamaConfig):
     """Llama's keys, of which rope_theta and rope_scaling are for the layers that see all, and the windows."""
 
     layer_types: tuple[str, ...] = ()
-    sliding_window: int = 4096
     rope_local_base_freq: float = 10000.0  # for the layers with a window
     query_pre_attn_scalar: float = 256.0
     attn_logit_softcapping: float | None = None
@@ -77,7 +76,6 @@ class Gemma3Config(LlamaConfig):
             "architectures": ["Gemma3ForCausalLM"],
             "hidden_activation": "gelu_pytorch_tanh",
             "layer_types": list(self.layer_types),
-            "sliding_window": self.sliding_window,
         }
 
 
@@ -187,7 +185,8 @@ class Gemma3(llama.Llama):
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x, update = self._embed(ids, cache)
         full, local = self._rotations.at(ids, cache), self._near.at(ids, cache)
-        bias = self._window(ids, x, cache)
+        assert self.config.sliding_window is not None
+        bias = hiding(self.config.sliding_window, ids, x, cache)[0]  # zeros, too: what is read together changes no bits
         for block in self.layers:
             turns = local if block.sliding else full
             x, update = block(x, update, *turns, cache, bias if block.sliding else None)
@@ -197,19 +196,6 @@ class Gemma3(llama.Llama):
 
     def _describe(self, head: Tensor) -> DecoderStack | None:
         return None
-
-    def _window(self, ids: Tensor, like: Tensor, cache: KVCache | None) -> Tensor:
-        """What hides the keys that have left the window, (1 or B,1,T,S) of the type of `like`.
-
-        A finite number, since a tile of keys may be hidden as a whole before others are seen; and zeros while there are
-        none, since scores with a bias are rounded otherwise than scores without.
-        """
-        T = ids.shape[1]
-        keys = torch.arange(T if cache is None else cache.span(T), device=ids.device)
-        positions = slice(0, T) if cache is None else cache.positions(T)
-        queries = keys[positions][None] if isinstance(positions, slice) else positions  # (1 or B,T)
-        hidden = keys <= queries[..., None] - self.config.sliding_window
-        return like.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(like.dtype).min / 2)[:, None]
 
     def _normed(self, x: Tensor, update: Tensor) -> Tensor:
         return _add(update, x, self.norm)[0]

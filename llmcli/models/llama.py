@@ -1,4 +1,4 @@
-"""Llama and its kin (Mistral, Qwen2, Qwen3): rotary positions, RMS norms, gated MLPs, shared keys and values.
+"""Llama and its kin (Mistral, Qwen2, Qwen3): rotary positions, RMS norms, gated MLPs, shared keys and values, windows.
 
 "LLaMA: Open and Efficient Foundation Language Models", Touvron et al., 2023. Shapes: B batch, T new positions,
 H query heads, G key/value heads, D head size, C width, I inner width, V vocabulary.
@@ -7,7 +7,7 @@ H query heads, G key/value heads, D head size, C width, I inner width, V vocabul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_key_value_heads": 8, "rope_theta": 1e6, "max_position_embeddings": 131072},
     "qwen3": {"qk_norm": True, "head_dim": 128, "max_position_embeddings": 32768},
 }
+WINDOWED = ("mistral", "mixtral", "phi3", "gemma2", "gemma3_text")  # whose key sliding_window is computed
 # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
 REFUSED = {"hidden_act": "silu", "mlp_bias": False, "quantization_config": None, "embd_pdrop": 0, "resid_pdrop": 0}
 
@@ -45,7 +46,7 @@ REFUSED = {"hidden_act": "silu", "mlp_bias": False, "quantization_config": None,
 class LlamaConfig:
     """The keys of `config.json` that decide the arithmetic.
 
-    A window of attention is not computed but avoided: the context ends where the window would begin to hide keys.
+    Of families that have windows in some layers only, the context ends where a window would begin to hide keys.
     """
 
     CONTEXT = "max_position_embeddings"
@@ -67,6 +68,7 @@ class LlamaConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    sliding_window: int | None = None  # positions that a query sees, its own among them
 
     n_layer = property(lambda self: self.num_hidden_layers)
     n_positions = property(lambda self: self.max_position_embeddings)
@@ -77,9 +79,9 @@ class LlamaConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
         """Check the values of a `config.json`; keys that do not change the arithmetic are ignored."""
-        config = {"model_type": "llama", **{key: value for key, value in config.items() if value is not None}}
-        family = config["model_type"]
-        config = {**FAMILIES.get(family, {}), **config}
+        family = config.get("model_type") or "llama"
+        silent = {key: value for key, value in FAMILIES.get(family, {}).items() if key not in config}
+        config = {"model_type": family, **silent, **{key: value for key, value in config.items() if value is not None}}
         refuse(config, REFUSED)
         heads, width = config.get("num_attention_heads"), config.get("hidden_size")
         if isinstance(heads, int) and isinstance(width, int) and heads > 0:
@@ -91,7 +93,7 @@ class LlamaConfig:
         config["rope_theta"] = float(rope.pop("rope_theta", config.get("rope_theta", 10000.0)))
         config |= {"qkv_bias": config.get("qkv_bias", bias), "out_bias": bias and family != "qwen2"}
         config["rope_scaling"] = _scaling(rope)
-        window = config.get("sliding_window")
+        window = None if family in WINDOWED else config.pop("sliding_window", None)
         if isinstance(window, int) and config.get("use_sliding_window", True):
             config["max_position_embeddings"] = min(window, config.get("max_position_embeddings", window))
         result = read(cls, config)
@@ -112,7 +114,6 @@ class LlamaConfig:
             "architectures": [f"{names.get(self.model_type, self.model_type.title())}ForCausalLM"],
             "attention_bias": self.out_bias,
             "rope_scaling": dict(self.rope_scaling),
-            "sliding_window": None,
         }
 
 
@@ -153,6 +154,38 @@ def frequencies(config: LlamaConfig) -> Tensor:
     return rate * keep + rate / factor * (1 - keep)
 
 
+@dataclass(frozen=True)
+class Window:
+    """Biases of the scores (1 or B,1,T,S) with which attention is computed, and who takes the last one's result.
+
+    A finite number hides the keys that have left the window, since a tile of keys may be hidden as a whole before
+    others are seen. Scores with a bias are rounded otherwise than scores without, so a query takes the bias from where
+    it hides a key: its bits do not depend on what is read together with it.
+    """
+
+    biases: Sequence[Tensor | None]
+    late: Tensor  # (1 or B,T,1,1)
+
+    @classmethod
+    def of(cls, size: int, ids: Tensor, like: Tensor, cache: KVCache | None) -> Window:
+        """For ids (B,T) that come next, in the type of `like`."""
+        bias, queries = hiding(size, ids, like, cache)
+        late = queries[..., None, None] >= size
+        all_late = cache is not None and isinstance(cache.positions(1), slice) and cache.max_length >= size
+        return cls([bias] if all_late else [None, bias], late)
+
+
+def hiding(size: int, ids: Tensor, like: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+    """What hides keys that left a window from ids (B,T): (1 or B,1,T,S) like `like`; their positions (1 or B,T)."""
+    T = ids.shape[1]
+    keys = torch.arange(T if cache is None else cache.span(T), device=ids.device)
+    positions = slice(0, T) if cache is None else cache.positions(T)
+    queries = keys[positions][None] if isinstance(positions, slice) else positions
+    hidden = keys <= queries[..., None] - size
+    bias = like.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(like.dtype).min / 2)
+    return bias[:, None], queries
+
+
 class Attention(nn.Module):
     """Causal self-attention over the cache: x (B,T,C) and the angles of its positions → (B,T,C)."""
 
@@ -167,14 +200,21 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(D, config.rms_norm_eps), RMSNorm(D, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, window: Window | None) -> Tensor:
         size = self.config.head_dim
         q, k, v = (layer(x).unflatten(-1, (-1, size)) for layer in (self.q_proj, self.k_proj, self.v_proj))
         if self.config.qk_norm:
             q = rms_norm(q, self.q_norm.weight, eps=self.q_norm.eps)
             k = rms_norm(k, self.k_norm.weight, eps=self.k_norm.eps)
         q, k = rotary(q, cos, sin), rotary(k, cos, sin)
-        y = attention(q, k, v, causal=True) if cache is None else cache.attend(self.layer, q, k, v)
+        y = q.new_empty(0)
+        for bias in (None,) if window is None else window.biases:
+            some = (
+                attention(q, k, v, causal=True, bias=bias)
+                if cache is None
+                else cache.attend(self.layer, q, k, v, bias=bias)
+            )
+            y = some if window is None or not y.numel() else torch.where(window.late, some, y)
         projected: Tensor = self.o_proj(y.flatten(2))
         return projected
 
@@ -204,11 +244,11 @@ class Block(nn.Module):
         self.mlp = feed_forward(config)
 
     def forward(
-        self, x: Tensor, update: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None
+        self, x: Tensor, update: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, window: Window | None
     ) -> tuple[Tensor, Tensor]:
         norm = self.input_layernorm
         normed, x = add_rms_norm(update, x, norm.weight, eps=norm.eps)
-        update, norm = self.self_attn(normed, cos, sin, cache), self.post_attention_layernorm
+        update, norm = self.self_attn(normed, cos, sin, cache, window), self.post_attention_layernorm
         normed, x = add_rms_norm(update, x, norm.weight, eps=norm.eps)
         return x, self.mlp(normed)
 
@@ -222,6 +262,8 @@ class Llama(CausalModel):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
+        if config.sliding_window is not None and config.sliding_window < config.n_positions:
+            self.window = config.sliding_window
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, layer, self.FEED_FORWARD) for layer in range(config.num_hidden_layers)
@@ -258,8 +300,10 @@ class Llama(CausalModel):
     def _blocks(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         x, update = self._embed(ids, cache)
         cos, sin = self._turns(ids, cache)
+        size = self._hides(ids, cache)
+        window = None if size is None else Window.of(size, ids, x, cache)
         for block in self.layers:
-            x, update = block(x, update, cos, sin, cache)
+            x, update = block(x, update, cos, sin, cache, window)
         if cache is not None:
             cache.advance(ids.shape[1])
         return x, update

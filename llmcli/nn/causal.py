@@ -32,6 +32,7 @@ class CausalModel(PackedModel):
     """
 
     CACHES_KEYS = True  # in a KVCache
+    window: int | None = None  # positions that a query sees, where that is less than all
     cache_dtype: torch.dtype | None = None  # what the cache holds, where that is not the activations' own type
 
     def __init__(self) -> None:
@@ -71,7 +72,7 @@ class CausalModel(PackedModel):
 
     def hidden(self, ids: Tensor) -> Tensor:
         """What the head reads, at every position: ids (B,T) → (B,T,C) after the last norm."""
-        stack = self._fused(ids)
+        stack = self._fused(ids, None)
         if stack is None:
             return self._normed(*self._blocks(ids, self._rounding(ids)))
         cache = self._cache(*ids.shape, n_layers=1)
@@ -116,7 +117,7 @@ class CausalModel(PackedModel):
 
     def likeliest(self, ids: Tensor, state: KVCache, limit: int) -> tuple[Tensor, Tensor]:
         """Continue every row: ids (B,1) → `argmax` of the first `limit` logits of `step`, (B,) int64 and float32."""
-        stack = self._fused(ids)
+        stack = self._fused(ids, state)
         if stack is None:
             return argmax(self.step(ids, state)[:, :limit])
         return stack.likeliest(*self._embed(ids, state), state, range(len(ids)), limit, self._turns(ids, state))
@@ -187,14 +188,19 @@ class CausalModel(PackedModel):
         keys_and_values: int = 2 * batch * past * c.n_layer * c.n_kv_head * position
         return matrices + head + self.tokens.element_size() * vectors + keys_and_values
 
-    def _fused(self, ids: Tensor) -> DecoderStack | None:
+    def _hides(self, ids: Tensor, cache: KVCache | None) -> int | None:
+        """The window, if it hides keys from ids (B,T) that come next."""
+        span = ids.shape[1] if cache is None else cache.span(ids.shape[1])
+        return None if self.window is None or span <= self.window else self.window
+
+    def _fused(self, ids: Tensor, cache: KVCache | None) -> DecoderStack | None:
         """The model as one operator, where it is packed and ids (B,T) are not more than one call should take."""
-        stack = None if torch.is_grad_enabled() else self._stack
+        stack = None if torch.is_grad_enabled() or self._hides(ids, cache) else self._stack
         return stack if stack is not None and ids.numel() <= stack.max_rows else None
 
     def _extend(self, ids: Tensor, cache: KVCache, rows: Sequence[int]) -> Tensor:
         """Logits (n,V) of the n rows b * T + t of ids (B,T), all of whose positions the cache takes in."""
-        stack = self._fused(ids)
+        stack = self._fused(ids, cache)
         if stack is not None:
             return stack.logits(*self._embed(ids, cache), cache, rows, self._turns(ids, cache))
         # Of a range a view: a list would be copied to the device, which no recorded step can do.

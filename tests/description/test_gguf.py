@@ -69,10 +69,12 @@ def test_the_same_logits_as_from_safetensors(tmp_path: Path, case: Case) -> None
     assert (new.tokenizer.eos_id, new.tokenizer.vocab_size) == (0, old.tokenizer.vocab_size)
 
 
-def test_a_window_ends_the_context(tmp_path: Path) -> None:
+def test_a_window_comes_and_goes(tmp_path: Path) -> None:
     write(tmp_path, Case("phi3", {"sliding_window": 99}))
     gguf_files.write(tmp_path, tmp_path / "model.gguf")
-    assert loading.load(tmp_path / "model.gguf").model.config.n_positions == 99
+    loaded = loading.load(tmp_path / "model.gguf", pack=False)
+    assert (loaded.model.config.n_positions, loaded.model.window) == (256, 99)
+    assert conversion.save_gguf(loaded, tmp_path / "again.gguf").model.window == 99
 
 
 def changed(source: Path, target: Path, metadata: dict[str, Any], tensors: dict[str, Any] | None = None) -> None:

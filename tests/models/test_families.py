@@ -42,6 +42,9 @@ CASES = [
     Case("gemma2"),
     Case("gemma2", {"sliding_window": 7, "query_pre_attn_scalar": 24, "final_logit_softcapping": None,
          "rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 300.0}}),
+    Case("mistral", {"sliding_window": 20}),
+    Case("mixtral", {"sliding_window": 7}),
+    Case("phi3", {"sliding_window": 38}),
 ]  # fmt: skip
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -131,11 +131,15 @@ def test_config_survives_being_described(family: str, config: dict[str, Any]) ->
     assert LlamaConfig.from_dict(json.loads(json.dumps(parsed.describe()))) == parsed
 
 
-def test_a_window_ends_the_context() -> None:
-    config = transformers.MistralConfig(**{**SIZES, "sliding_window": 100}).to_dict()
-    assert LlamaConfig.from_dict(config).n_positions == 100
-    config = transformers.Qwen2Config(**{**SIZES, "sliding_window": 100}).to_dict()
-    assert LlamaConfig.from_dict(config).n_positions == 256
+def test_windows_of_a_family() -> None:
+    """null is none, silence is the family's own; where only some layers have it, it ends the context."""
+    for given, window in ({"sliding_window": 100}, 100), ({"sliding_window": None}, None), ({}, 4096):
+        config = LlamaConfig.from_dict({"model_type": "mistral", **SIZES, **given})
+        assert (config.n_positions, config.sliding_window) == (256, window)
+        assert LlamaConfig.from_dict(json.loads(json.dumps(config.describe()))) == config
+    for used, context in ((False, 256), (True, 100)):
+        config = transformers.Qwen2Config(**{**SIZES, "sliding_window": 100, "use_sliding_window": used}).to_dict()
+        assert LlamaConfig.from_dict({**config, "sliding_window": 100}).n_positions == context
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,9 @@ def test_initialize_is_reproducible() -> None:
 @kernels_only
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("config", [{}, {"num_key_value_heads": 1, "qkv_bias": True}, {"head_dim": 16}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{}, {"num_key_value_heads": 1, "qkv_bias": True}, {"sliding_window": 12}, {"head_dim": 16}], ids=str
+)
 def test_short_steps_are_one_operator_with_the_same_bits(config: dict[str, Any], dtype: torch.dtype) -> None:
     sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
     kind = LlamaConfig(
