@@ -6,11 +6,11 @@
 `<!-- bench:kernels -->` holds the operators that have a goal, `<!-- bench:kernels all -->` every operator and the
 models; `<!-- bench:peers -->` llmcli beside the best other engine, `<!-- bench:peers all -->` every engine, and charts;
 `<!-- bench:training -->` every goal of training, and nanoGPT's character model; `<!-- bench:scoring -->` scoring beside
-two programs; `<!-- bench:recipes -->` a line for each recipe; all end at `<!-- /bench -->`. One machine has
-<machine>.json (`llmcli bench kernels`), <machine>.start.json (`benchmarks/start.py`), <machine>.models.json (`llmcli
-bench`), <machine>.training.json and <machine>.scoring.json (`benchmarks/training.py`, `scoring.py`),
-<machine>.embedded-model.json and .loss-memory.json (the scripts of these names), <machine>.recipe.NAME.json
-(`recipes.py`) and <machine>.peers.SHAPE.json (`benchmarks/peers/`).
+two programs; `<!-- bench:recipes -->` a line for each recipe; `<!-- bench:rows -->`, `<!-- bench:memory -->` and
+`<!-- bench:loop -->` what linear_rows.py, loading_memory.py and decoding_loop.py measured; all end at `<!-- /bench -->`.
+One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json (`benchmarks/start.py`), <machine>.models.json
+(`llmcli bench`), <machine>.peers.SHAPE.json (`benchmarks/peers/`), <machine>.recipe.NAME.json (`recipes.py`), and for other
+scripts of this folder <machine>.SCRIPT.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from llmcli.benchmarking.statistics import estimate
@@ -37,7 +38,14 @@ from llmcli.benchmarking.tables import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import recipes, training, training_goals  # noqa: E402
+from benchmarks import (  # noqa: E402
+    decoding_loop,
+    linear_rows,
+    loading_memory,
+    recipes,
+    training,
+    training_goals,
+)
 from benchmarks.peers.report import SHAPES, goals_table, spread, whole_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -48,7 +56,8 @@ TRAINING_COMMAND = "python benchmarks/training.py input.txt --nanogpt nanoGPT -o
 SCORING_COMMAND = "python -m benchmarks.scoring TEXT_FILE"
 SCORING_GOALS = (1.5, 60)  # times the other's speed; per cent of the matrix peak in bfloat16
 SHORT = ("gpt2", "default")  # the shapes whose goals the README shows
-PARTS = "kernels|peers|training|scoring|recipes"
+SINGLE = {"rows": linear_rows, "memory": loading_memory, "loop": decoding_loop}  # each with a table of its own
+PARTS = "|".join(("kernels", "peers", "training", "scoring", "recipes", *SINGLE))
 MARKED = re.compile(rf"(<!-- bench:(?P<what>{PARTS})(?P<all> all)? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -143,6 +152,18 @@ def render_scoring(results: dict[str, dict[str, Any]], *, every: bool) -> str:
     return "\n".join(parts)
 
 
+def render_single(script: ModuleType, results: dict[str, dict[str, Any]]) -> str:
+    """What one script measured on each machine."""
+    parts = []
+    for document in results.values():
+        if document["schema"] == f"llmcli/bench-{script.KIND}/1":
+            facts, load = document["environment"], ", ".join(f"{found[0]:g}" for found in document["load_averages"])
+            machine = " ".join(describe(facts, []).split())
+            parts.append(f"`{script.COMMAND}` on {facts['date'][:10]}, load average {load}: {machine}. Medians.\n\n")
+            parts.append(markdown(script.COLUMNS, list(script.rows(document))))
+    return "\n".join(parts)
+
+
 SCORING_COLUMNS = (
     "precision", "llmcli, tokens/s (range; % of the matrix peak)", "beside", "its tokens/s", "ratio",
     "nats, llmcli over it", "goal", "verdict",
@@ -180,7 +201,13 @@ def rewritten(page: str, results: dict[str, dict[str, Any]]) -> str:
         "kernels": render, "peers": render_peers, "training": render_training, "scoring": render_scoring,
         "recipes": render_recipes,
     }  # fmt: skip
-    return MARKED.sub(lambda found: found[1] + fill[found["what"]](results, every=bool(found["all"])) + found[4], page)
+
+    def between(found: re.Match[str]) -> str:
+        if script := SINGLE.get(found["what"]):
+            return render_single(script, results)
+        return fill[found["what"]](results, every=bool(found["all"]))
+
+    return MARKED.sub(lambda found: found[1] + between(found) + found[4], page)
 
 
 def main() -> None:

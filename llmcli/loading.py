@@ -32,7 +32,7 @@ CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
 
 CLASSIFIES = "ForSequenceClassification"  # how the architecture's name ends in the config.json of a classifier
 
-HELD = 32 << 20  # bytes of a file's pages in memory beside the packed weights
+HELD = 32 << 20  # bytes of a file's pages in memory beside packed weights; `quantized.PIECE` beside quantised ones
 
 # What a model of another kind than wanted is for.
 USES = {
@@ -172,13 +172,19 @@ def load(
             automatic = torch.bfloat16 if blocks else _automatic_dtype(renamed, where)
             chosen = DTYPES[dtype] if dtype != "auto" else automatic
 
-            def settle(layer: Linear, name: str) -> None:
-                if narrow:
-                    layer.quantize(model.bits(narrow, name), f"{name}.weight")
-                elif packs:
-                    layer.pack()
+            release = weights.release if packs else None
 
-            _assign(model, renamed, chosen, where, settle, path, progress, weights.release if packs else None)
+            def settle(module: torch.nn.Module, name: str) -> None:
+                if module.weight is getattr(model, "tokens", None) and (narrow or packs):
+                    model.settle_tied(narrow, release)
+                elif isinstance(module, Linear):
+                    if narrow:
+                        module.quantize(model.bits(narrow, name), f"{name}.weight", release)
+                    elif packs:
+                        module.pack()
+
+            most = quantized.PIECE if narrow else HELD
+            _assign(model, renamed, chosen, where, settle, path, progress, release, most)
             if narrow:
                 model.quantize(narrow)
             if packs:
@@ -234,14 +240,15 @@ def _assign(
     weights: dict[str, torch.Tensor],
     dtype: torch.dtype,
     device: torch.device,
-    settle: Callable[[Linear, str], None],
+    settle: Callable[[torch.nn.Module, str], None],
     path: Path,
     progress: Progress | None,
-    release: Callable[[], None] | None,
+    release: quantized.Release,
+    most: int,
 ) -> None:
-    """Put each tensor in its place, cast, moved and checked, and settle its layer, so that copies do not add up.
+    """Put each tensor in its place, cast, moved and checked, and settle each matrix, so that copies do not add up.
 
-    release lets go of the file's pages, where the model has what it needs of them.
+    release lets go of the file's pages, once `most` bytes were read of which the model has what it needs.
     """
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
@@ -261,17 +268,17 @@ def _assign(
         stored = weights.pop(name)
         done += stored.nbytes
         tensor = stored.to(device, dtype)
-        if not finite(tensor):
+        if not all(finite(part) for part in quantized.pieces(tensor, release)):
             if not finite(stored):
                 raise ModelError(f"{path}: {name} holds NaN or infinity; expected finite weights: fetch it again")
             raise ModelError(f"{path}: {name} holds numbers that {dtype} cannot: use --dtype float32 or bfloat16")
         where, _, leaf = name.rpartition(".")
         module = model.get_submodule(where)
         setattr(module, leaf, torch.nn.Parameter(tensor))
-        if leaf == "weight" and isinstance(module, Linear):
+        if leaf == "weight":
             settle(module, where)
         held += stored.nbytes
-        if release is not None and held > HELD:
+        if release is not None and held > most:
             release()
             held = 0
         if progress is not None:

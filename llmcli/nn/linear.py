@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.nn.quantized import quantize
+from llmcli.nn.quantized import Release, quantize
 from llmcli.ops import linear, linear_pack, linear_quantized, linear_quantized_pack, matmul
 
 
@@ -31,10 +31,10 @@ class Linear(nn.Linear):
         if self.packed is None:
             self.set_packed(linear_pack(self.weight.detach()))
 
-    def quantize(self, bits: int, name: str) -> None:
+    def quantize(self, bits: int, name: str, release: Release = None) -> None:
         """Bring the weight to 8 or 4 bits, once, and let go of the plain one; `name` is for errors, a ModelError."""
         if self.packed is None:
-            self.set_quantized(*quantize(self.weight, bits, name))
+            self.set_quantized(*quantize(self.weight, bits, name, release))
 
     def set_quantized(self, integers: Tensor, scales: Tensor) -> None:
         """Take what `nn.quantized.quantize` gives in place of a weight."""

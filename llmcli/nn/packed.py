@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.nn.linear import Linear
+from llmcli.nn.quantized import Release
 from llmcli.ops import linear, linear_pack, softcap
 
 
@@ -68,9 +69,20 @@ class PackedModel(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
-        if self._own_head() is None and self._packed_head is None and not self.headless:
-            self._packed_head = linear_pack(self.tokens.detach())
+        self.settle_tied(None)
         return self
+
+    def settle_tied(self, kind: str | None, release: Release = None) -> None:
+        """Pack the embeddings as the head that they are too, once, or quantise them; not where it has its own matrix.
+
+        Done first, while a model is read: what is mapped of them and what is made of them is much of the whole.
+        """
+        if self._own_head() is not None or self._packed_head is not None or self.headless:
+            return
+        if kind is None:
+            self._packed_head = linear_pack(self.tokens.detach())
+        elif head := dict(self.matrices()).get("lm_head"):
+            head.quantize(self.bits(kind, "lm_head"), "lm_head.weight", release)
 
     def quantize(self, kind: str) -> PackedModel:
         """Bring every matrix to 8 or 4 bits ("int8", "int4"), once; from now on the model only runs forward.

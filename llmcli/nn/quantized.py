@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,14 +14,35 @@ from llmcli.ops.linear_quantized import GROUPS
 
 FORMATS = {"int8": 8, "int4": 4}
 KEY, LEAVES = "quantization_config", ("qweight", "scales")  # in config.json, and in place of "weight"
+PIECE = 8 << 20  # bytes of a mapped file in memory at a time
+
+Release = Callable[[], None] | None
 
 
-def quantize(weight: Tensor, bits: int, name: str) -> tuple[Tensor, Tensor]:
+def pieces(x: Tensor, release: Release) -> Iterator[Tensor]:
+    """The rows of x, some at a time with `release` after each; all at once where that does not help."""
+    if release is None or x.nbytes <= PIECE or not x.is_contiguous():
+        yield x
+        return
+    for part in x.split(max(1, PIECE * len(x) // x.nbytes)):
+        yield part
+        release()
+
+
+def quantize(weight: Tensor, bits: int, name: str, release: Release = None) -> tuple[Tensor, Tensor]:
     """weight (N,K) → integers and scales, as `ops.quantize` gives them.
 
+    release lets go of a file's pages, now and then while a large matrix is read.
     `name` is the tensor's, for errors: raises ModelError for NaN, infinity, and a group of zeros, which has no scale.
     """
-    q, scale = ops.quantize(weight.detach(), bits)
+    kind = torch.int8 if bits == 8 else torch.uint8
+    size, groups = shapes(len(weight), weight.shape[1], kind)
+    q = torch.empty(size, dtype=kind, device=weight.device)
+    scale = torch.empty(groups, dtype=torch.bfloat16, device=weight.device)
+    begin = 0
+    for part in pieces(weight.detach(), release):
+        rows = slice(begin, begin := begin + len(part))
+        q[rows], scale[rows] = ops.quantize(part, bits)
     bad = ~scale.isfinite() | (scale == 0)
     if bad.any():
         row, g = bad.nonzero()[0].tolist()

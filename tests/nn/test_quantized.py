@@ -27,6 +27,19 @@ def test_weights_are_close(bits: int, shape: tuple[int, int]) -> None:
 
 
 @both
+def test_a_large_matrix_is_read_in_pieces_whose_pages_go(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, seen = normal(40, 200), []
+    whole = quantize(weight, bits, "w", lambda: seen.append("small"))
+    monkeypatch.setattr(quantized, "PIECE", 7 * 200 * 4)
+    in_pieces = quantize(weight, bits, "w", lambda: seen.append("piece"))
+    assert seen == ["piece"] * 6
+    assert all(map(torch.equal, whole, in_pieces))
+    weight[33, 150] = torch.nan
+    with pytest.raises(ModelError, match="of output 33"):
+        quantize(weight, bits, "w", lambda: None)
+
+
+@both
 def test_whole_numbers_on_their_own_scale_are_exact(bits: int) -> None:
     limit = 1 << bits - 1
     weight = torch.randint(-limit, limit, (6, 256), generator=torch.Generator().manual_seed(0)).float()
