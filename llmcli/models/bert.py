@@ -22,10 +22,7 @@ from llmcli.ops import add_layer_norm, attention, gelu, layer_norm
 
 # The families that count positions from behind the padding token's id.
 SHIFTED = ("roberta", "xlm-roberta", "camembert")
-REFUSED = {
-    "is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute", "pruned_heads": {},
-    "quantization_config": None, "tie_word_embeddings": True,
-}  # fmt: skip
+REFUSED = {"is_decoder": False, "position_embedding_type": "absolute", "tie_word_embeddings": True}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from llmcli.nn.linear import Linear
 from llmcli.nn.packed import Embedding
 from llmcli.ops import add_layer_norm, attention, gelu, layer_norm
 
-REFUSED = {"apply_residual_connection_post_layernorm": False, "quantization_config": None}
+REFUSED = {"apply_residual_connection_post_layernorm": False}
 
 
 @dataclass(frozen=True)

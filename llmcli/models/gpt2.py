@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llmcli.errors import ModelError
 from llmcli.nn import decoder
 from llmcli.nn.causal import CausalModel
-from llmcli.nn.config import read, refuse
+from llmcli.nn.config import read
 from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
@@ -75,7 +75,6 @@ class GPT2Config:
         return self.n_embd // self.n_head
 
     # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
-    REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}  # noqa: RUF012
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> GPT2Config:
@@ -83,7 +82,6 @@ class GPT2Config:
 
         `reorder_and_upcast_attn` is one of those: the attention kernel always accumulates in float32.
         """
-        refuse(config, cls.REFUSED)
         config = dict(config)
         if config.get("position_embedding_type") == "absolute":
             config["position_embedding_type"] = "learned"

@@ -26,7 +26,7 @@ from llmcli.nn.packed import Embedding
 from llmcli.nn.rotations import Rotations
 from llmcli.ops import add_layer_norm, attention, gelu, layer_norm, rotary
 
-REFUSED = {"rope_scaling": None, "quantization_config": None, "is_decoder": False}
+REFUSED = {"is_decoder": False}
 APPROXIMATE = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 

@@ -39,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 WINDOWED = ("mistral", "mixtral", "phi3", "gemma2", "gemma3_text")  # whose key sliding_window is computed
 # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
-REFUSED = {"hidden_act": "silu", "mlp_bias": False, "quantization_config": None, "embd_pdrop": 0, "resid_pdrop": 0}
+REFUSED = {"hidden_act": "silu", "mlp_bias": False, "embd_pdrop": 0, "resid_pdrop": 0}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from llmcli.ops import add_layer_norm, attention, gelu
 
 REFUSED = {
     "do_layer_norm_before": True, "_remove_final_layer_norm": False, "enable_bias": True,
-    "layer_norm_elementwise_affine": True, "quantization_config": None,
+    "layer_norm_elementwise_affine": True,
 }  # fmt: skip
 FIRST = 2  # rows of the position table before that of the first position
 

@@ -28,7 +28,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "t5": {},
     "mt5": {"feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False},
 }
-REFUSED = {"is_decoder": False, "quantization_config": None}
+REFUSED = {"is_decoder": False}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 from llmcli import loading
 from llmcli.errors import ModelError
 from llmcli.generation.loop import Request, generate
-from llmcli.models import model_class
+from llmcli.models import MODELS, model_class
+from llmcli.nn.config import FOREIGN
 from llmcli.nn.decoder import DecoderStack
 from llmcli.ops import argmax, registry
 from tests.marks import kernels_only
@@ -190,3 +192,15 @@ def test_gradients_checkpoint_and_description(tmp_path: Path, case: Case) -> Non
 def test_config_refuses(family: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         model_class(family).Config.from_dict({**SIZES[family], **change})
+
+
+@pytest.mark.parametrize("family", sorted(MODELS))
+def test_what_other_families_compute_is_refused(family: str) -> None:
+    kind, plain = model_class(family).Config, {**SIZES[family], "model_type": family}
+    own = {"sliding_window", *(field.name for field in fields(kind))}  # a Llama without windows ends there
+    for key in FOREIGN.keys() - own:
+        with pytest.raises(ModelError, match=f"{key} = 7 is not supported; expected .*no such key"):
+            kind.from_dict({**plain, key: 7})
+        for off in (None, *FOREIGN[key]):
+            assert kind.from_dict({**plain, key: off}) == kind.from_dict(plain)
+    assert len(FOREIGN.keys() - own) > 20
