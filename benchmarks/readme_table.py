@@ -7,10 +7,10 @@
 models; `<!-- bench:peers -->` llmcli beside the best other engine, `<!-- bench:peers all -->` every engine, and charts;
 `<!-- bench:training -->` every goal of training, and nanoGPT's character model; `<!-- bench:scoring -->` scoring beside
 two programs; `<!-- bench:recipes -->` a line for each recipe; `<!-- bench:rows -->`, `<!-- bench:memory -->` and
-`<!-- bench:loop -->` what linear_rows.py, loading_memory.py and decoding_loop.py measured; all end at `<!-- /bench -->`.
-One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json (`benchmarks/start.py`), <machine>.models.json
-(`llmcli bench`), <machine>.peers.SHAPE.json (`benchmarks/peers/`), <machine>.recipe.NAME.json (`recipes.py`), and for other
-scripts of this folder <machine>.SCRIPT.json.
+`<!-- bench:loop -->` what linear_rows.py, loading_memory.py and decoding_loop.py measured; all end at
+`<!-- /bench -->`. One machine has <machine>.json (`llmcli bench kernels`), <machine>.start.json (`start.py`),
+<machine>.models.json (`llmcli bench`), <machine>.peers.SHAPE.json (`peers/`), <machine>.recipe.NAME.json
+(`recipes.py`), and for other scripts of this folder <machine>.SCRIPT.json.
 """
 
 from __future__ import annotations
