@@ -74,8 +74,6 @@ class GPT2Config:
         """Width of a head."""
         return self.n_embd // self.n_head
 
-    # Keys that change the arithmetic in ways this file does not implement, with the value that turns them off.
-
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> GPT2Config:
         """Check the values of a `config.json`; keys that do not change the arithmetic are ignored.

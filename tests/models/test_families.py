@@ -48,6 +48,13 @@ CASES = [
     Case("mixtral", {"sliding_window": 7}),
     Case("phi3", {"sliding_window": 38}),
 ]  # fmt: skip
+OURS = {f"llmcli::{name}" for name in ("attention", "cached_attention", "decoder")}
+TORCHS = {
+    f"aten::{name}" for name in (
+        "mm", "bmm", "addmm", "matmul", "einsum", "linear", "softmax", "_softmax", "_log_softmax", "logsumexp", "lstm",
+        "gru", "scaled_dot_product_attention", "native_layer_norm", "rms_norm", "gelu", "silu", "tanh",
+    )
+}  # fmt: skip
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -63,6 +70,17 @@ def test_logits_and_greedy_text_of_64_tokens(tmp_path: Path, case: Case) -> None
     expected = peer.generate(ids[:1, :20], max_new_tokens=64, do_sample=False, pad_token_id=0)[0, 20:].tolist()
     assert got == expected[: len(got)]
     assert len(got) == len(expected) or expected[len(got)] == 0
+    # Many a random model says the same for ever: once more with no token twice.
+    expected = peer.generate(
+        ids[:1, :20], max_new_tokens=64, min_new_tokens=64, do_sample=False, no_repeat_ngram_size=1, pad_token_id=0
+    )
+    logits, state = loaded.model.start(ids[:1, :20], capacity=84)
+    got = ids[0, :20].tolist()
+    for _ in range(64):
+        logits[:, [0, *got]] = -torch.inf
+        got.append(int(logits.argmax()))
+        logits = loaded.model.step(torch.tensor([got[-1:]]), state)
+    assert got == expected[0].tolist()
 
 
 @kernels_only
@@ -132,6 +150,29 @@ def test_prefill_is_steps_and_a_batch_is_its_rows(tmp_path: Path, case: Case, dt
         assert same(model.step(ids[row : row + 1, :2], one)[0], after[row])
         for t in range(2, 5):
             assert same(model.step(ids[row : row + 1, t : t + 1], one)[0], ahead[row, t - 2])
+
+
+@kernels_only
+@pytest.mark.parametrize("family", sorted(MODELS))
+@torch.inference_mode()
+def test_our_kernels_serve_every_family_in_every_precision(tmp_path: Path, family: str) -> None:
+    """No product, softmax, norm or attention of torch's own: prompts, steps, scores."""
+    write(tmp_path, Case(family))
+    ids = prompt(2, 40)
+    for dtype, quantize in (("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("float32", "int4")):
+        model = loading.load(tmp_path, dtype=dtype, quantize=quantize, kinds=tuple(loading.USES)).model
+        with torch.autograd.profiler.profile() as profile:
+            if model.KIND == "encoder":
+                logits = model.fill(model.encode(ids, torch.tensor([40, 17])))
+            else:
+                state = model.start(ids, torch.tensor([40, 17]), capacity=60)[1]
+                logits = model.step(ids[:, :3], state)
+            if model.KIND == "decoder":
+                model.logprobs(ids)
+        assert logits.isfinite().all()
+        ran = {event.name for event in profile.function_events}
+        assert not ran & TORCHS, (dtype, quantize)
+        assert ran & OURS or family == "lstm"
 
 
 @by_case
