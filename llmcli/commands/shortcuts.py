@@ -14,7 +14,7 @@ from llmcli.errors import InputError
 
 if TYPE_CHECKING:
     from llmcli.generation.completions import Session
-    from llmcli.generation.prefix import Extends
+    from llmcli.generation.rows import Extends
     from llmcli.loading import Loaded
 
 DRAFTED = 8  # tokens that a draft model guesses at most, where --lookup does not say

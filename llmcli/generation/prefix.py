@@ -8,19 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmcli.generation.rows import Generates
-
-
-class Extends(Generates, Protocol):
-    """A model whose state can `grow` and, by `set_lengths`, forget what lies behind some positions."""
-
-    def extend(self, ids: Tensor, state: Any) -> Tensor:
-        """ids (B, T) → logits (B, T, V) after each of them."""
+from llmcli.generation.rows import Extends, likeliest
 
 
 class Remembering:
@@ -54,6 +47,10 @@ class Remembering:
     def extend(self, ids: Tensor, state: Any) -> Tensor:
         """ids (1, T) → logits (1, T, V)."""
         return self._model.extend(ids, state)
+
+    def likeliest(self, ids: Tensor, state: Any, limit: int) -> tuple[Tensor, Tensor]:
+        """ids (1, T) → the likeliest of the first `limit` tokens after each, (T,), and their logits, (T,)."""
+        return likeliest(self._model, ids, state, limit)
 
     def took(self, tokens: Sequence[int]) -> None:
         """Remember tokens that steps have read behind the prompt."""

@@ -31,22 +31,34 @@ class Generates(Protocol):
         """ids (B, 1), the next token of every row → logits (B, V)."""
 
 
+class Extends(Generates, Protocol):
+    """A model whose state can `grow` and, by `set_lengths`, forget what lies behind some positions."""
+
+    def extend(self, ids: Tensor, state: Any) -> Tensor:
+        """ids (B, T) → logits (B, T, V) after each of them."""
+
+
 @runtime_checkable
 class Chooses(Protocol):
     """A model that tells the likeliest token of a step for less than its logits."""
 
     def likeliest(self, ids: Tensor, state: Any, limit: int) -> tuple[Tensor, Tensor]:
-        """ids (B, 1) → `argmax` of the first `limit` logits of `step`: tokens (B,) and their logits (B,)."""
+        """ids (B, T) → `argmax` of the first `limit` logits after each: tokens (B * T,) and their logits (B * T,).
+
+        T is 1 but for models that `Extends`.
+        """
 
 
-def likeliest(model: Generates, ids: Tensor, state: Any, limit: int) -> tuple[Tensor, Tensor]:
-    """Read ids (B, 1), the next token of every row: the likeliest that follows, (B,), and its logit, (B,).
+def likeliest(model: Generates | Extends, ids: Tensor, state: Any, limit: int) -> tuple[Tensor, Tensor]:
+    """Read ids (B, T): the likeliest that follows each of them, (B * T,), and its logit, (B * T,).
 
-    The same bits whether the model gives logits or chooses itself.
+    The same bits whether the model gives logits or chooses itself. T is 1 but for models that `Extends`.
     """
     if isinstance(model, Chooses):
         return model.likeliest(ids, state, limit)
-    return argmax(model.step(ids, state)[:, :limit])
+    several = ids.shape[1] > 1
+    logits = model.extend(ids, state).flatten(0, 1) if several else model.step(ids, state)  # type: ignore[union-attr]
+    return argmax(logits[:, :limit])
 
 
 @torch.inference_mode()

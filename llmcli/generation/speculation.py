@@ -1,8 +1,9 @@
 """The same text sooner: guesses of what comes next are read together with the token that has come, in one step.
 
-A step of T tokens has the bits of T steps of one token, so the loop gets the very logits that it would have got, and
-chooses from them as it would have chosen, greedily or by its own random numbers: no guess changes a byte. What is won
-is that the weights are read from memory once for all the guesses that come true (Leviathan et al. 2023).
+A step of T tokens has the bits of T steps of one token, so the loop gets the very logits that it would have got, or the
+likeliest tokens where it wants no more, and chooses as it would have chosen, greedily or by its own random numbers: no
+guess changes a byte. What is won is that the weights are read from memory once for all the guesses that come true
+(Leviathan et al. 2023).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmcli.generation.prefix import Extends, Remembering, one_row
+from llmcli.generation.prefix import Remembering, one_row
+from llmcli.generation.rows import Extends, likeliest
 from llmcli.ops import argmax
 
 ORDER = 3  # tokens that must have occurred before for what followed them to be a guess
@@ -33,7 +35,8 @@ class _Ahead:
     most: int
     width: int  # guesses at once
     guesses: list[int] = field(default_factory=list)  # read, and not yet come true
-    logits: list[Tensor] = field(default_factory=list)  # (1, V) after each of them
+    answers: list[Any] = field(default_factory=list)  # after each of them: logits (1, V), or the likeliest, and its own
+    limit: int | None = None  # below which the likeliest were asked for, in place of logits
     read: int = 0  # guesses in the last step
     true: int = 0  # of those
     silence: int = 1  # steps without guesses after the next ones that all fail
@@ -47,7 +50,7 @@ class _Ahead:
         """Forget guesses that did not come true, and learn from those that were read last how bold to be."""
         if self.guesses:
             self.state.set_lengths([len(self.text)])
-            self.guesses, self.logits, self.width = [], [], self.true + 1
+            self.guesses, self.answers, self.width = [], [], self.true + 1
         else:
             self.width = 2 * self.width
         self.width = min(self.width, self.most)
@@ -87,22 +90,39 @@ class Speculating:
 
     def step(self, ids: Tensor, state: _Ahead) -> Tensor:
         """ids (1, 1) → logits (1, V), which are there already if the token was guessed."""
+
+        def read(ids: Tensor) -> Sequence[Tensor]:
+            if ids.shape[1] == 1:
+                return [self._model.step(ids, state.state)]
+            return self._model.extend(ids, state.state).unbind(1)
+
+        logits: Tensor = self._next(ids, state, None, read)
+        return logits
+
+    def likeliest(self, ids: Tensor, state: _Ahead, limit: int) -> tuple[Tensor, Tensor]:
+        """ids (1, 1) → `argmax` of the first `limit` logits of `step`, (1,) each."""
+
+        def read(ids: Tensor) -> Sequence[tuple[Tensor, ...]]:
+            return list(zip(*(part.split(1) for part in likeliest(self._model, ids, state.state, limit)), strict=True))
+
+        token, logit = self._next(ids, state, limit, read)
+        return token, logit
+
+    def _next(self, ids: Tensor, state: _Ahead, limit: int | None, read: Callable[[Tensor], Sequence[Any]]) -> Any:
+        """What follows the token ids (1, 1): read(ids) gives it for each of (1, T), and the rest is kept for later."""
         token = int(ids)
-        if state.guesses and state.guesses[0] == token:
+        if state.guesses and state.guesses[0] == token and state.limit == limit:
             state.text.append(state.guesses.pop(0))
             state.true += 1
             self._accepted += 1
-            return state.logits.pop(0)
+            return state.answers.pop(0)
         if state.read:
             state.settle()
         state.text.append(token)
         guesses = state.guess()
-        state.read, state.true = len(guesses), 0
-        if not guesses:
-            return self._model.step(ids, state.state)
+        state.read, state.true, state.limit = len(guesses), 0, limit
         self._proposed += len(guesses)
-        logits = self._model.extend(one_row([token, *guesses], ids.device), state.state)
-        first, *state.logits = logits.unbind(1)
+        first, *state.answers = read(one_row([token, *guesses], ids.device) if guesses else ids)
         state.guesses = guesses
         return first
 
@@ -148,10 +168,9 @@ class Draft:
             return []
         capacity = min(self._context, 1 << (len(text) + n - 1).bit_length())  # grows in a few large steps
         logits, state = self._model.start(one_row(text, self._device), capacity=capacity)
-        guesses: list[int] = []
-        while True:
-            guesses.append(int(argmax(logits[:, : self._vocab_size])[0]))
-            if len(guesses) == n:
-                self._model.took(guesses[:-1])
-                return guesses
-            logits = self._model.step(one_row(guesses[-1:], self._device), state)
+        guesses = [int(argmax(logits[:, : self._vocab_size])[0])]
+        while len(guesses) < n:
+            last = one_row(guesses[-1:], self._device)
+            guesses.append(int(self._model.likeliest(last, state, self._vocab_size)[0]))
+        self._model.took(guesses[:-1])
+        return guesses

@@ -116,11 +116,15 @@ class CausalModel(PackedModel):
         return logits
 
     def likeliest(self, ids: Tensor, state: KVCache, limit: int) -> tuple[Tensor, Tensor]:
-        """Continue every row: ids (B,1) → `argmax` of the first `limit` logits of `step`, (B,) int64 and float32."""
-        stack = self._fused(ids, state)
+        """Continue every row: ids (B,T) → `argmax` of the first `limit` logits after each, (B*T,) int64 and float32.
+
+        At most CHUNK positions, as in `extend`.
+        """
+        stack, rows = self._fused(ids, state), range(ids.numel())
         if stack is None:
-            return argmax(self.step(ids, state)[:, :limit])
-        return stack.likeliest(*self._embed(ids, state), state, range(len(ids)), limit, self._turns(ids, state))
+            logits = self.step(ids, state) if len(rows) == len(ids) else self.extend(ids, state).flatten(0, 1)
+            return argmax(logits[:, :limit])
+        return stack.likeliest(*self._embed(ids, state), state, rows, limit, self._turns(ids, state))
 
     def extend(self, ids: Tensor, state: KVCache) -> Tensor:
         """Continue every row at once: ids (B,T), at most CHUNK of them, and the state of `start` → logits (B,T,V).

@@ -19,6 +19,8 @@ from llmcli.generation.prefix import Remembering
 from llmcli.generation.sampling import Sampling
 from llmcli.generation.speculation import Draft, Lookup, Propose, Speculating
 from llmcli.loading import load
+from llmcli.nn.decoder import DecoderStack
+from llmcli.ops import argmax
 from tests.marks import kernels_only
 from tests.toy import Toy, ToyVocabulary
 
@@ -54,7 +56,15 @@ class Read:
 
 
 class Recalling(Toy):
-    """The toy with a state that can forget; counts the tokens of every call."""
+    """The toy with a state that can forget; counts the tokens of every call, and the tokens that it chose itself."""
+
+    def __init__(self, vocab_size: int, seed: int = 0) -> None:
+        super().__init__(vocab_size, seed)
+        self.chosen = 0
+
+    def likeliest(self, ids: Tensor, state: Read, limit: int) -> tuple[Tensor, Tensor]:
+        self.chosen += ids.numel()
+        return argmax(self.extend(ids, state)[0, :, :limit])
 
     def start(self, ids: Tensor, lengths: Tensor | None = None, *, capacity: int | None = None) -> tuple[Tensor, Any]:
         logits, _ = super().start(ids)
@@ -156,6 +166,31 @@ def test_a_remembered_prompt_is_read_from_where_it_parts() -> None:
     assert model.steps == [2]
 
 
+@pytest.mark.parametrize("request_", [REQUESTS[0], Request([1, 2, 3], max_tokens=40, logprobs=1)])
+def test_greedy_tokens_take_no_logits_of_a_model_that_chooses(request_: Request) -> None:
+    """Neither behind a remembered prompt nor for guesses, but where log-probabilities are asked for."""
+    draft = Recalling(SIZE)
+    begins: list[Callable[[], Propose]] = [Lookup, partial(Draft, draft, SIZE, 64, "cpu")]
+    models = [Recalling(SIZE) for _ in range(4)]
+    readers = [models[0], Remembering(models[1]), *map(Speculating, models[2:], begins, (4, 4))]
+    plain = events(models[0], request_)
+    for model, reader in zip(models[1:], readers[1:], strict=True):
+        assert events(reader, request_) == plain
+        assert model.chosen == (sum(model.steps) if request_.logprobs is None else 0)
+    assert draft.chosen > 0
+
+
+def test_logits_after_guesses_of_which_only_the_likeliest_is_known() -> None:
+    model = Recalling(SIZE)
+    reader = Speculating(model, lambda: oracle(model), 8)
+    _, state = reader.start(torch.tensor([[1, 2, 3]]))
+    _, beside = Recalling(SIZE).start(torch.tensor([[1, 2, 3]]))
+    token, _ = reader.likeliest(torch.tensor([[4]]), state, SIZE)
+    assert state.guesses[0] == int(token)
+    expected = model.extend(torch.tensor([[4, int(token)]]), beside)[:, -1]
+    assert torch.equal(reader.step(token[None], state), expected)
+
+
 def test_one_sequence_at_a_time() -> None:
     for reader in (Remembering(Recalling(SIZE)), Speculating(Recalling(SIZE), Lookup, 2)):
         with pytest.raises(ValueError, match="one sequence"):
@@ -164,12 +199,16 @@ def test_one_sequence_at_a_time() -> None:
 
 @kernels_only
 @pytest.mark.parametrize("settings", [{}, {"quantize": "int8"}, {"dtype": "bfloat16", "cache_dtype": "int8"}])
-def test_a_models_text_has_the_same_bits(tiny_gpt2: Path, settings: dict[str, Any]) -> None:
+def test_a_models_text_has_the_same_bits(
+    tiny_gpt2: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DecoderStack, "SCREENED", 0)
     loaded = load(tiny_gpt2, device="cpu", **settings)
     model, words = loaded.model, loaded.tokenizer
     begins: list[Callable[[], Propose]] = [Lookup, partial(Draft, load(tiny_gpt2).model, words.vocab_size, 50, "cpu")]
     for request in (
         Request([5, 6, 7, 5, 6, 7], max_tokens=40, logprobs=3),
+        Request([5, 6, 7, 5, 6, 7], max_tokens=40),
         Request([5, 6, 7, 5, 6, 7], Sampling(temperature=0.7), seed=3, max_tokens=40, logprobs=3),
     ):
         plain = list(generate(model, [request], words, context=64))
