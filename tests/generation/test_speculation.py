@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,27 @@ def test_no_guess_changes_anything(data: st.DataObject, request: Request, most: 
         return data.draw(st.lists(st.integers(0, SIZE - 1), max_size=n))
 
     assert events(Speculating(Recalling(SIZE), lambda: anything, most), request) == events(Recalling(SIZE), request)
+
+
+@pytest.mark.parametrize("guess", ["text", "likely", "unlikely"])
+def test_samples_behind_guesses_follow_the_distribution(guess: str) -> None:
+    """Three tokens from 3,000 seeds beside the products of their probabilities, by chi square."""
+    model, prompt, n = Recalling(SIZE), [1, 2, 3, 1, 2, 3], 3000
+    begin = Lookup if guess == "text" else partial(Draft, Recalling(SIZE, int(guess == "unlikely")), SIZE, 30, "cpu")
+    reader, counts = Speculating(model, begin, 3), Counter[tuple[int, ...]]()
+    for seed in range(n):
+        request = Request(prompt, Sampling(temperature=1.5), seed=seed, max_tokens=3)
+        counts[tuple(event.token for event in events(reader, request) if event.token is not None)] += 1
+    every, expected = list(product(range(SIZE), repeat=3)), torch.full((SIZE**3,), float(n))
+    for place in range(3):
+        texts = torch.tensor([(*prompt, *tokens)[place + 3 : place + 6] for tokens in every])
+        chosen = torch.tensor([tokens[place] for tokens in every])[:, None]
+        expected *= (model.logits(texts) / 1.5).softmax(-1).gather(1, chosen)[:, 0]
+    seen = torch.tensor([float(counts[tokens]) for tokens in every])
+    often = expected >= 5  # the others count as one
+    pairs = [torch.cat([part[often], part[~often].sum()[None]]) for part in (seen, expected)]
+    chi_square, freedom = float(((pairs[0] - pairs[1]) ** 2 / pairs[1]).sum()), int(often.sum())
+    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
 
 
 def oracle(model: Toy) -> Propose:
