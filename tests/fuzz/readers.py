@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from llmcli import compression, description, receipts, records
+from llmcli import caches, compression, description, receipts, records
 from llmcli.chat_template import ChatTemplate
 from llmcli.checkpoints import gguf, safetensors
 from llmcli.commands import replay
@@ -152,6 +153,23 @@ def read_receipt(data: bytes, folder: Path) -> None:
         refused(functools.partial(receipts.check, document))
 
 
+def read_manifest(data: bytes, folder: Path) -> None:
+    """What says which GGUF file a name of llama.cpp's or Ollama's is."""
+    ollama = folder / "manifests" / "registry.ollama.ai" / "library" / "x" / "latest"
+    ollama.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "blobs").mkdir(exist_ok=True)
+    for path in (folder / "blobs" / f"sha256-{'0a' * 32}", folder / "a_b_b-Q4_0.gguf"):  # what the corpus names
+        path.touch()
+    for path in (ollama, folder / "manifest=a=b=latest.json"):
+        path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("HOME", "OLLAMA_MODELS", "LLAMA_CACHE"):
+            patch.setenv(variable, str(folder))
+        for held in caches.everything():
+            if folder not in held.path.parents or ".." in held.path.parts:
+                raise ValueError(f"{held} lies elsewhere")
+
+
 READERS: dict[str, Callable[[bytes, Path], None]] = {
     "gguf": read_gguf,
     "safetensors": read_safetensors,
@@ -160,6 +178,7 @@ READERS: dict[str, Callable[[bytes, Path], None]] = {
     "config": read_config,
     "tokenizer": read_tokenizer,
     "template": read_template,
+    "manifest": read_manifest,
     "container": read_container,
     "record": read_record,
     "receipt": read_receipt,
