@@ -268,22 +268,27 @@ LLMCLI_INLINE float cache_convert(const T* from, E* row, int64_t n) {
 
 template <typename T, typename E>
 void cache_store_head(const AttentionArgs& a, int64_t b, int64_t g, int64_t from, int64_t to) {
-  constexpr int64_t kPair = kCachePair<E>;
+  constexpr int64_t kPair = kCachePair<E>, kAhead = 8;
   const int64_t width = cache_width(a.D), half = kAttentionBlock * width;
   const int64_t first = (a.k_lengths ? a.k_lengths[b] : a.S) - a.T;
+  const T* const k = static_cast<const T*>(a.k) + b * a.k_b + g * a.k_g;
+  const T* const v = static_cast<const T*>(a.v) + b * a.v_b + g * a.v_g;
   alignas(64) E row[256] = {};
   for (int64_t s = from > first ? from : first; s < to && s < first + a.T; ++s) {
     E* const keys = const_cast<E*>(cache_block<E>(a, b, g, s / kAttentionBlock));
     E* const values = keys + half;
     const int64_t slot = s % kAttentionBlock, t = s - first;
     float* const scales = reinterpret_cast<float*>(values + half) + slot;
-    const float k_scale =
-        cache_convert(static_cast<const T*>(a.k) + b * a.k_b + t * a.k_s + g * a.k_g, row, a.D);
+    // Rows of a prompt lie further apart than the hardware looks ahead.
+    for (int64_t d = 0; t + kAhead < a.T && d < a.D; d += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(k + (t + kAhead) * a.k_s + d, 0, 3);
+      __builtin_prefetch(v + (t + kAhead) * a.v_s + d, 0, 3);
+    }
+    const float k_scale = cache_convert(k + t * a.k_s, row, a.D);
     E* const column = keys + slot / kCachePanel * kCachePanel * width + slot % kCachePanel * kPair;
     for (int64_t d = 0; d < a.D; d += kPair)
       std::memcpy(column + d * kCachePanel, row + d, static_cast<size_t>(kPair) * sizeof(E));
-    const float v_scale =
-        cache_convert(static_cast<const T*>(a.v) + b * a.v_b + t * a.v_s + g * a.v_g, row, a.D);
+    const float v_scale = cache_convert(v + t * a.v_s, row, a.D);
     E* const place = values + slot / kPair * kPair * width + slot % kPair;
     for (int64_t d = 0; d < a.D; ++d) place[d * kPair] = row[d];
     if constexpr (sizeof(E) == 1) {
