@@ -352,5 +352,5 @@ def test_one_operator_takes_no_more_than_half_a_second(
     assert stack is not None
     assert stack.max_rows == int(4e11 / (2 * packed._matrices()))
     monkeypatch.setattr(stack, "max_rows", 7)
-    assert packed._fused(ids[:1, :7]) is stack
-    assert packed._fused(ids[:1, :8]) is None
+    assert packed._fused(ids[:1, :7], None) is stack
+    assert packed._fused(ids[:1, :8], None) is None
