@@ -71,6 +71,9 @@ def save_gguf(loaded: Loaded, output: Path, quantize: str | None = None) -> Load
 def _same_sizes(config: Any, said: dict[str, Any]) -> None:
     """Raises InputError unless what a file says of a model means its configuration, as far as that decides logits."""
     read = type(config).from_dict(said)
+    window = getattr(config, "sliding_window", None)
+    if window is not None and read.sliding_window is None:  # said by a context that ends there
+        config = replace(config, sliding_window=None, max_position_embeddings=min(window, config.n_positions))
     for field in fields(config):
         wanted, found = getattr(config, field.name), getattr(read, field.name)
         decides = "drop" not in field.name and not field.name.startswith(("init", "model_type"))

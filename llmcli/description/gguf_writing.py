@@ -62,8 +62,11 @@ def metadata(model: Any, model_type: str, name: str, kind: str) -> dict[str, Any
         scaling = dict(config.rope_scaling)
         if scaling.get("rope_type") == "linear":
             found |= {f"{arch}.rope.scaling.type": "linear", f"{arch}.rope.scaling.factor": scaling["factor"]}
-    if model_type == "phi3" and config.sliding_window is not None:
-        found[f"{arch}.attention.sliding_window"] = config.sliding_window
+    window = None if "sliding_window" in known.keys else getattr(config, "sliding_window", None)
+    if window is not None and arch == "phi3":
+        found["phi3.attention.sliding_window"] = window
+    elif window is not None:  # which nobody reads of this architecture: the context ends where it would hide keys
+        found[f"{arch}.context_length"] = min(window, config.n_positions)
     if model_type == "gpt_neox":
         found[f"{arch}.rope.dimension_count"] = config.n_rotated
     return found

@@ -77,6 +77,13 @@ def test_a_window_comes_and_goes(tmp_path: Path) -> None:
     assert conversion.save_gguf(loaded, tmp_path / "again.gguf").model.window == 99
 
 
+@pytest.mark.parametrize(("window", "context"), [(20, 20), (4096, 256)])
+def test_where_nobody_reads_a_window_the_context_ends(tmp_path: Path, window: int, context: int) -> None:
+    write(tmp_path, Case("mistral", {"sliding_window": window}))
+    config = conversion.save_gguf(loading.load(tmp_path, pack=False), tmp_path / "x.gguf").model.config
+    assert (config.model_type, config.n_positions, config.sliding_window) == ("llama", context, None)
+
+
 def changed(source: Path, target: Path, metadata: dict[str, Any], tensors: dict[str, Any] | None = None) -> None:
     """A copy of a file with other metadata (None: without it), and with other tensors."""
     file, old = GGUFWriter(target, "gpt2"), gguf.open(source)
