@@ -110,6 +110,12 @@ def render(results: dict[str, dict[str, Any]], *, every: bool) -> str:
     return "".join(parts).rstrip("\n") + "\n" if parts else ""
 
 
+def named(document: dict[str, Any]) -> str:
+    """What a run of `benchmarks.peers` measured."""
+    trains = all(test.startswith("train") for test in document["limits"]["float32"])
+    return f"{SHAPES[document['shape']]}{' in training' if trains else ''}"
+
+
 def render_peers(results: dict[str, dict[str, Any]], *, every: bool) -> str:
     """The goals of each shape; with `every`, also each engine and the charts."""
     runs = {name: document for name, document in results.items() if document["schema"] == "llmcli/bench-peers/1"}
@@ -117,7 +123,8 @@ def render_peers(results: dict[str, dict[str, Any]], *, every: bool) -> str:
     chosen = [document for document in runs.values() if every or document["shape"] in SHORT]
     parts = []
     for document in chosen[:1]:
-        parts.append(f"{heading(PEERS_COMMAND, document)} Medians of {document['rounds']} rounds.\n\n")
+        rounds = ", ".join(f"{one['rounds']} of {named(one)}" for one in chosen)
+        parts.append(f"{heading(PEERS_COMMAND, document)} Medians of rounds: {rounds}.\n\n")
         parts.append(goals_table(chosen))
     for name, document in runs.items() if every else ():
         title, picture = SHAPES[document["shape"]], f"results/{name.removesuffix('.json')}.png"
