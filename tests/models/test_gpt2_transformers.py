@@ -41,11 +41,11 @@ def prompt(length: int, rows: int = 2) -> torch.Tensor:
 
 @torch.inference_mode()
 def check_logits(directory: Path, peer: Any, length: int = 256) -> None:
-    """The issue's bound: the largest error is below 2e-4 of the range of the logits."""
+    """The largest error is below 1e-4 of the range of the logits."""
     ids = prompt(length)
     expected = peer(ids).logits
     got = loading.load(directory, dtype="float32").model(ids)
-    assert (got - expected).abs().max() < 2e-4 * (expected.max() - expected.min())
+    assert (got - expected).abs().max() < 1e-4 * (expected.max() - expected.min())
 
 
 @pytest.mark.parametrize(
