@@ -269,7 +269,8 @@ def test_only_those_that_can_are_measured() -> None:
     training = measures.measures(["train"], 1024, 2)
     rows = run.contestants(list(ENGINES), training)
     assert {row["engine"] for row in rows} == {"llmcli", "transformers", "llm_c"}
-    assert [one.name for one in run.able("llm_c", "float32", training)] == ["train 4x64"]
+    assert run.able("llm_c", "float32", training) == training
+    assert run.able("llm_c", "bfloat16", training) == []
     assert {row["precision"] for row in rows} == {"float32", "bfloat16"}
     assert len(rows) == 5
     generating = measures.measures(["generate"], 1024, 2)

@@ -140,14 +140,14 @@ def contestants(names: list[str], chosen: list[Measure]) -> list[dict[str, Any]]
 def abilities(name: str) -> Abilities:
     """What an engine's file says that it can do."""
     file = engine(name)
-    can = {"GENERATES": tuple(file.VARIANTS), "LONGEST": float("inf")} | vars(file)
+    can = {"GENERATES": tuple(file.VARIANTS)} | vars(file)
     return {"READS": can["GENERATES"]} | can
 
 
 def able(name: str, variant: str, chosen: list[Measure]) -> list[Measure]:
     """What of it an engine can do in a variant."""
     can = abilities(name)
-    return [one for one in chosen if variant in can.get(one.variants, ()) and one.positions <= can["LONGEST"]]
+    return [one for one in chosen if variant in can.get(one.variants, ())]
 
 
 def reference_models(models: Path) -> dict[str, Any]:
