@@ -6,8 +6,8 @@
 An engine is one file here: PACKAGES to install (with the variables BUILD, less UNWANTED), VARIANTS with the precision
 of each, the variables ENVIRONMENT of its processes, and TRAINING of those that train, `convert`, and the class `Engine`
 (see `worker.py`). Those in GENERATES (all, unless it says so), SCORES and TRAINS can do that; READS are those whose
-prompts are measured, unless it is all of GENERATES, FAMILIES the kinds of model, unless all. These files and `worker.py`
-import nothing but the standard library at their top, because each environment runs them.
+prompts are measured, unless it is all of GENERATES, FAMILIES the kinds of model, unless all. These files and
+`worker.py` import nothing but the standard library at their top, because each environment runs them.
 """
 
 from __future__ import annotations
