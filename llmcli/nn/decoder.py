@@ -136,7 +136,8 @@ class DecoderStack:
         places: Sequence[Tensor],
     ) -> Tensor:
         data, lengths = cache.reserve(x.shape[1])
-        data = data.expand(len(self._constants) - 1, *data.shape[1:])
+        if len(data) == 1:  # one layer for all, see `hidden`
+            data = data.expand(len(self._constants) - 1, *data.shape[1:])
         sizes = [*self._sizes, cache.head_dim, CACHE_DTYPES.index(cache.dtype), *self._layout]
         return decoder(x, update, data, lengths, list(rows), parts, places, sizes, self._constants)
 
