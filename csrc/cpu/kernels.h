@@ -53,6 +53,9 @@ struct CrossEntropyArgs {
   float cap;  // above 0: of cap * tanh(logits / cap)
   DType dtype;
   bool gradient;
+  float* sums;  // (rows, 2) or null: the highest logit and the sum of e^(logit - highest)
+  // cross_entropy_part: the logits are (rows, width), of the vocabulary from `first` on; it reads `sums`.
+  int64_t first, width;
 };
 
 // cap * tanh(x / cap); with grad, the gradient of x. One item is one row; all contiguous.
@@ -399,6 +402,7 @@ struct Kernels {
   void (*softmax)(const SoftmaxArgs& args, int64_t begin, int64_t end, float* scratch);
   void (*softmax_backward)(const SoftmaxBackwardArgs& args, int64_t begin, int64_t end);
   void (*cross_entropy)(const CrossEntropyArgs& args, int64_t begin, int64_t end, float* scratch);
+  void (*cross_entropy_part)(const CrossEntropyArgs& args, int64_t begin, int64_t end);
   void (*blocks)(const BlocksArgs& args, int64_t begin, int64_t end);
   bool (*finite)(const FiniteArgs& args, int64_t begin, int64_t end);
   void (*softcap)(const SoftcapArgs& args, int64_t begin, int64_t end);

@@ -10,6 +10,7 @@ const Kernels table = {
     .softmax = softmax,
     .softmax_backward = softmax_backward,
     .cross_entropy = cross_entropy,
+    .cross_entropy_part = cross_entropy_part,
     .blocks = blocks_unpack,
     .finite = finite,
     .softcap = softcap,

@@ -16,6 +16,7 @@ from tests.ops.tolerance import assert_gradient_within_budget, assert_within_bud
 
 # rows, C, V: one of each, primes, several blocks of the vocabulary, several pieces of rows.
 SHAPES = [(1, 1, 1), (7, 17, 31), (67, 24, 2100), (1030, 8, 5), (65, 5, 4099)]
+LARGE = (66, 56, 300001)  # half of the vocabulary's logits are computed again for 16-bit gradients of weights
 
 
 def make(rows: int, C: int, V: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,6 +52,20 @@ def test_close_to_float64(
         assert_gradient_within_budget(ours, peer, truth)
 
 
+def test_a_large_gradient_of_weights_is_that_of_parts_of_the_rows(isa: str) -> None:
+    x, weight, targets = make(*LARGE, torch.bfloat16)
+    half = LARGE[2] // 2
+    targets[:4] = torch.tensor([LARGE[2] - 1, half, half - 1, 0])
+
+    def gradient(rows: slice) -> Tensor:
+        loss = linear_cross_entropy(x[rows], weight, targets[rows], scale=64.0, smoothing=0.1, cap=2.0)
+        return torch.autograd.grad(loss, weight)[0].float()
+
+    parts = [gradient(slice(33)), gradient(slice(33, None))]
+    error = (gradient(slice(None)) - parts[0] - parts[1]).norm(dim=1)
+    assert (error <= 2**-7 * (parts[0].norm(dim=1) + parts[1].norm(dim=1))).all()
+
+
 def test_rows_that_do_not_count_have_no_gradient(isa: str) -> None:
     x, weight, targets = make(67, 24, 2100)
     linear_cross_entropy(x, weight, targets).backward()
@@ -64,7 +79,7 @@ def test_rows_that_do_not_count_have_no_gradient(isa: str) -> None:
 
 @kernels_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(300, 96, 9000), (40, 16, 300), (4200, 32, 65)])
+@pytest.mark.parametrize("shape", [(300, 96, 9000), (40, 16, 300), (4200, 32, 65), LARGE])
 def test_same_bits_for_any_number_of_threads(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     x, weight, targets = make(*shape, dtype)
     before, results = torch.get_num_threads(), []
