@@ -21,7 +21,7 @@ NAMED = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*){0,2})(?::([\w.-]+))?")  # a model,
 PART = re.compile(r"mmproj.*|.*-\d{5}-of-\d{5}")  # of a model
 DIGEST = re.compile("sha256:([0-9a-f]{64})")
 LAYER = "application/vnd.ollama.image."
-OLLAMA = "registry.ollama.ai"
+OWN = "registry."  # how the host of Ollama's own models begins, which their names leave out
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _ollama() -> Iterator[Held]:
         if digest is None or "adapter" in kinds:  # without which it is another model
             continue
         *parts, tag = manifest.relative_to(root / "manifests").parts
-        model = "/".join(part for part in parts if part not in (OLLAMA, "library"))
+        model = "/".join(part for part in parts if part != "library" and not part.startswith(OWN))
         yield from _held(model, tag, "Ollama", root / "blobs" / f"sha256-{digest[1]}")
 
 

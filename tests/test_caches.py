@@ -66,8 +66,8 @@ def test_every_cache_by_its_own_names(home: Path, model: Path, monkeypatch: pyte
     three = put(home / ".lmstudio" / "models" / "c" / "d" / "d.F16.gguf", model)
     four = put(home / ".cache" / "lm-studio" / "models" / "e" / "f" / "f-BF16.gguf", model)
     five = llama_cpp(home / ".cache" / "llama.cpp", model, "g/h", "Q4_0/h-Q4_0.gguf")
-    six = ollama(home, model, "registry.ollama.ai/library/llama3.2/1b")
-    seven = ollama(home, model, "registry.ollama.ai/library/llama3.2/latest")
+    six = ollama(home, model, "registry.example/library/llama3.2/1b")
+    seven = ollama(home, model, "registry.example/library/llama3.2/latest")
     eight = ollama(home, model, "hf.co/i/j/Q4_0")
     for part in ("mmproj-d.gguf", "d-00001-of-00002.gguf", "a b.gguf", "\x1b[2J.gguf"):
         put(three.with_name(part), model)
@@ -126,7 +126,7 @@ def test_names_that_lead_to_no_file_or_to_several(home: Path, model: Path) -> No
 def test_manifests_that_are_none(home: Path, model: Path, text: str) -> None:
     put(home / "secret.gguf", model)
     for manifest in (
-        home / ".ollama" / "models" / "manifests" / "registry.ollama.ai" / "library" / "x" / "latest",
+        home / ".ollama" / "models" / "manifests" / "registry.example" / "library" / "x" / "latest",
         home / ".cache" / "llama.cpp" / "manifest=a=b=latest.json",
     ):
         manifest.parent.mkdir(parents=True)
@@ -146,13 +146,13 @@ def test_manifests_that_are_none(home: Path, model: Path, text: str) -> None:
 )
 def test_manifests_that_reach_out_or_name_another_model(home: Path, model: Path, layers: dict[str, Any]) -> None:
     put(home / "secret.gguf", model)
-    ollama(home, model, "registry.ollama.ai/library/x/latest", **layers)
+    ollama(home, model, "registry.example/library/x/latest", **layers)
     assert list(caches.everything()) == []
 
 
 def test_what_is_no_regular_file_is_not_opened(home: Path, model: Path) -> None:
-    ollama(home, model, "registry.ollama.ai/library/x/latest")
-    manifest = home / ".ollama" / "models" / "manifests" / "registry.ollama.ai" / "library" / "x" / "latest"
+    ollama(home, model, "registry.example/library/x/latest")
+    manifest = home / ".ollama" / "models" / "manifests" / "registry.example" / "library" / "x" / "latest"
     manifest.unlink()
     os.mkfifo(manifest)
     (home / ".lmstudio" / "models" / "a" / "b").mkdir(parents=True)
@@ -162,8 +162,8 @@ def test_what_is_no_regular_file_is_not_opened(home: Path, model: Path) -> None:
 
 def test_in_a_shell(shell: Callable[..., Result], model: Path, tmp_path: Path) -> None:
     root = tmp_path / "home"
-    blob = ollama(root, model, "registry.ollama.ai/library/tiny/latest")
-    shutil.copyfile(blob, ollama(root, model, "registry.ollama.ai/library/other/latest"))
+    blob = ollama(root, model, "registry.example/library/tiny/latest")
+    shutil.copyfile(blob, ollama(root, model, "registry.example/library/other/latest"))
     other = next(path for path in blob.parent.iterdir() if path != blob)
     other.write_bytes(other.read_bytes().replace(b"gpt2", b"gpt9", 2))
     surroundings = {"HOME": str(root), "HF_HUB_CACHE": str(tmp_path / "hub")}

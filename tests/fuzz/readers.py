@@ -155,7 +155,7 @@ def read_receipt(data: bytes, folder: Path) -> None:
 
 def read_manifest(data: bytes, folder: Path) -> None:
     """What says which GGUF file a name of llama.cpp's or Ollama's is."""
-    ollama = folder / "manifests" / "registry.ollama.ai" / "library" / "x" / "latest"
+    ollama = folder / "manifests" / "registry.example" / "library" / "x" / "latest"
     ollama.parent.mkdir(parents=True, exist_ok=True)
     (folder / "blobs").mkdir(exist_ok=True)
     for path in (folder / "blobs" / f"sha256-{'0a' * 32}", folder / "a_b_b-Q4_0.gguf"):  # what the corpus names
