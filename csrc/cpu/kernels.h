@@ -228,6 +228,7 @@ constexpr int64_t kColumnGroup = 64;
 // call is one thread's; scratch holds matmul_scratch() bytes.
 struct MatmulArgs {
   const float *a, *b;
+  const float* bias;  // null, or (N): added to the finished sums
   float* c;
   int64_t M, N, K;
   int64_t a_m, a_k, b_k, b_n, c_m;

@@ -1,6 +1,8 @@
 // llmcli::gelu, silu_gate and their backward on CPU tensors.
 #include "activation.h"
 
+#include "operators_cpu.h"
+
 namespace llmcli {
 namespace {
 
@@ -14,6 +16,8 @@ void over_rows(int64_t rows, int64_t size, bool blocks, double cost, const F& f)
     parallel(rows, row, f);
   }
 }
+
+}  // namespace
 
 Tensor gelu(const Tensor& x, std::optional<Tensor> bias, bool tanh) {
   GeluInputs inputs(x, bias, nullptr, tanh);
@@ -41,6 +45,8 @@ std::tuple<Tensor, Tensor> gelu_backward(const Tensor& grad, const Tensor& x, st
   return {dx, bias ? column_sum(partial.get(), blocks, a.size, a.size, bias->scalar_type())
                    : no_gradient(x.scalar_type())};
 }
+
+namespace {
 
 Tensor silu_gate(const Tensor& gate, const Tensor& up, std::optional<Tensor> gate_bias,
                  std::optional<Tensor> up_bias) {

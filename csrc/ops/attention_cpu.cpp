@@ -1,6 +1,8 @@
 // llmcli::attention on CPU tensors.
 #include "attention.h"
 
+#include "operators_cpu.h"
+
 namespace llmcli {
 namespace {
 
@@ -9,6 +11,8 @@ void check_lengths(const cpu::AttentionArgs& a) {
     STD_TORCH_CHECK(a.k_lengths[b] >= 0 && a.k_lengths[b] <= a.S, "attention: expected k_lengths from 0 to ",
                     a.S, ", got ", a.k_lengths[b]);
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      std::optional<Tensor> bias, std::optional<Tensor> k_lengths,
@@ -38,7 +42,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& grad
                                  });
 }
 
-}  // namespace
 }  // namespace llmcli
 
 STABLE_TORCH_LIBRARY_IMPL(llmcli, CPU, m) {

@@ -1,6 +1,8 @@
 // llmcli::norm, add_norm and norm_backward on CPU tensors.
 #include "norm.h"
 
+#include "operators_cpu.h"
+
 namespace llmcli {
 namespace {
 
@@ -15,6 +17,8 @@ Tensor norm(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, d
   norm_into(x, nullptr, weight, bias, eps, rms, y, nullptr, on_threads);
   return y;
 }
+
+}  // namespace
 
 // → (norm of x + residual, x + residual).
 std::tuple<Tensor, Tensor> add_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
@@ -45,7 +49,6 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward(const Tensor& grad, const Tenso
       has_bias ? column_sum(partial.get() + size, sums.blocks, sums.width, size, dtype) : no_gradient(dtype)};
 }
 
-}  // namespace
 }  // namespace llmcli
 
 STABLE_TORCH_LIBRARY_IMPL(llmcli, CPU, m) {

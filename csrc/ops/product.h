@@ -20,14 +20,25 @@ inline Tensor tensor_of(const Matrix& m, ScalarType dtype) {
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
 }
 
-// c = a b, or c + a b with `add`; the rows of c are contiguous. torch's products start no threads where there
-// is one, or inside a parallel region.
-inline void product(const Matrix& c, const Matrix& a, const Matrix& b, ScalarType dtype, bool add) {
+// A tensor's rows along its last dimension as one matrix; of two dimensions with any strides, else
+// contiguous.
+inline Matrix matrix_of(const Tensor& x) {
+  void* const data = const_cast<void*>(x.const_data_ptr());
+  if (x.dim() == 2) return {data, x.size(0), x.size(1), x.stride(0), x.stride(1)};
+  const int64_t columns = x.size(x.dim() - 1);
+  return {data, columns == 0 ? 0 : x.numel() / columns, columns, columns, 1};
+}
+
+// c = a b, or c + a b with `add`, or a b + bias where there is one; the rows of c are contiguous. torch's
+// products start no threads where there is one, or inside a parallel region.
+inline void product(const Matrix& c, const Matrix& a, const Matrix& b, ScalarType dtype, bool add,
+                    const Tensor* bias = nullptr) {
   if (dtype != ScalarType::Float) {
     const Tensor left = tensor_of(a, dtype), right = tensor_of(b, dtype), out = tensor_of(c, dtype);
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        add ? aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1.0, 1.0)
-            : aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
+    STABLE_TORCH_ERROR_CODE_CHECK(add || bias
+                                      ? aoti_torch_cpu_addmm_out(out.get(), add ? out.get() : bias->get(),
+                                                                 left.get(), right.get(), 1.0, 1.0)
+                                      : aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
     return;
   }
   cpu::MatmulArgs g{};
@@ -39,6 +50,7 @@ inline void product(const Matrix& c, const Matrix& a, const Matrix& b, ScalarTyp
   g.b_k = b.row_stride, g.b_n = b.column_stride;
   g.c_m = c.row_stride;
   g.add = add;
+  g.bias = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
   cpu::active().matmul(g, scratch(cpu::matmul_scratch(g.N)));
 }
 
@@ -53,5 +65,8 @@ void each(int64_t items, const F& f) {
   if (threads == 1) return work(0, 1);
   torch::stable::parallel_for(0, threads, 1, work);
 }
+
+// The same on torch's threads, into a tensor of its own: a (M, K), b (K, N), bias (N) contiguous, or none.
+Tensor product_on_threads(const Matrix& a, const Matrix& b, ScalarType dtype, const Tensor* bias = nullptr);
 
 }  // namespace llmcli

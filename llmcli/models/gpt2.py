@@ -23,7 +23,7 @@ from llmcli.nn.decoder import DecoderStack
 from llmcli.nn.kv_cache import KVCache
 from llmcli.nn.linear import Linear
 from llmcli.nn.packed import Embedding
-from llmcli.ops import add_layer_norm, attention, gelu
+from llmcli.ops import add_layer_norm, attention, gelu, transformer_block
 
 ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu_new": lambda x, bias: gelu(x, bias, approximate="tanh"),
@@ -33,6 +33,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": lambda x, bias: F.silu(x + bias),
     "swish": lambda x, bias: F.silu(x + bias),
 }
+
+# GELU's `approximate` in those of them that are GELU.
+GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
 
 # What the operator for a whole step calls those of them that it has.
 FUSED = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
@@ -152,18 +155,25 @@ class Block(nn.Module):
     """Attention, then MLP, each on the normed residual stream.
 
     A block receives the stream x and the update that the block before left to add, so that each addition fuses with the
-    norm that follows it.
+    norm that follows it. Where all of it learns, it is one operator.
     """
 
     def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
         self.resid_pdrop = config.resid_pdrop
+        self.gelu = GELUS.get(config.activation_function)
         self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, update: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        weights = self._learning() if cache is None and torch.is_grad_enabled() else []
+        if weights and self.gelu:
+            heads, scale = self.attn.n_head, self.attn.scale
+            return transformer_block(
+                x, update, *weights, heads=heads, scale=scale, eps=self.ln_1.eps, approximate=self.gelu
+            )
         normed, x = add_layer_norm(update, x, self.ln_1.weight, self.ln_1.bias, eps=self.ln_1.eps)
         update = self._drop(self.attn(normed, cache))
         normed, x = add_layer_norm(update, x, self.ln_2.weight, self.ln_2.bias, eps=self.ln_2.eps)
@@ -173,6 +183,16 @@ class Block(nn.Module):
         """The layers as `DecoderStack` takes them."""
         attn, mlp = self.attn, self.mlp
         return decoder.Block(self.ln_1, attn.c_attn, attn.c_proj, self.ln_2, mlp.c_fc, mlp.c_proj, attn.scale)
+
+    def _learning(self) -> list[Tensor]:
+        """The weights as `transformer_block` takes them; none where one is frozen or adapted, or there is dropout."""
+        attn, mlp = self.attn, self.mlp
+        layers = (self.ln_1, attn.c_attn, attn.c_proj, self.ln_2, mlp.c_fc, mlp.c_proj)
+        if any(type(layer) not in (Linear, nn.LayerNorm) for layer in layers):
+            return []
+        weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
+        dropout = self.training and (self.resid_pdrop or attn.attn_pdrop)
+        return [] if dropout or any(weight is None or not weight.requires_grad for weight in weights) else weights
 
     def _drop(self, update: Tensor) -> Tensor:
         return F.dropout(update, self.resid_pdrop) if self.training else update

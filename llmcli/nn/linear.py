@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.nn.quantized import Release, quantize
-from llmcli.ops import linear, linear_pack, linear_quantized, linear_quantized_pack, matmul
+from llmcli.ops import linear, linear_pack, linear_quantized, linear_quantized_pack
+from llmcli.ops.matmul import product
 
 
 class Linear(nn.Linear):
@@ -67,18 +67,3 @@ class Linear(nn.Linear):
         if self.bits:
             return linear_quantized(x, self.packed, bias, self.out_features, self.bits)
         return linear(x, self.packed, bias, self.out_features)
-
-
-MANY_ROWS = 32  # fewer do not pay for bringing the weight into the kernel's order in each product
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + bias for a weight as it lies: x (..., K), weight (N, K) → (..., N).
-
-    float32 on a CPU is our kernel's where there are many rows; all else is torch's.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    if x.dtype != torch.float32 or x.device.type != "cpu" or len(flat) < MANY_ROWS:
-        return F.linear(x, weight, bias)
-    y = matmul(flat, weight.t()).view(*x.shape[:-1], len(weight))
-    return y if bias is None else y + bias

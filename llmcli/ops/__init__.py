@@ -24,6 +24,7 @@ from llmcli.ops.rotary import rotary
 from llmcli.ops.sample import sample
 from llmcli.ops.softcap import softcap
 from llmcli.ops.softmax import softmax
+from llmcli.ops.transformer_block import transformer_block
 
 __all__ = [
     "add_layer_norm",
@@ -55,4 +56,5 @@ __all__ = [
     "silu_gate",
     "softcap",
     "softmax",
+    "transformer_block",
 ]

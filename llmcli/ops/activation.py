@@ -105,7 +105,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, bias = ctx.saved_tensors
-    dx, dbias = _gelu_backward(grad, x, bias, ctx.tanh)
+    dx, dbias = gelu_backward(grad, x, bias, ctx.tanh)
     return dx, None if bias is None else dbias, None
 
 
@@ -121,7 +121,7 @@ def _backward_gate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dgate, dup, dgate_bias, dup_bias
 
 
-_gelu_backward = define(
+gelu_backward = define(
     "gelu_backward(Tensor grad, Tensor x, Tensor? bias, bool tanh) -> (Tensor, Tensor)",
     _fallback_gelu_backward,
     fake=lambda grad, x, bias, tanh: (_fake(x), _fake_bias(x, bias)),

@@ -50,7 +50,7 @@ def attention(
         raise ValueError(f"attention: expected a cap above 0, got {cap}")
     if scale is None:
         scale = q.shape[3] ** -0.5
-    return _attention(q, k, v, bias, k_lengths, scale, cap or 0.0, causal)[0]  # type: ignore[no-any-return]
+    return attention_with_lse(q, k, v, bias, k_lengths, scale, cap or 0.0, causal)[0]  # type: ignore[no-any-return]
 
 
 def _limits(q: Tensor, k: Tensor, k_lengths: Tensor | None, causal: bool) -> Tensor:
@@ -177,22 +177,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     q, k, v, bias, k_lengths, ctx.scale, ctx.cap, ctx.causal = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # or it would get zeros for a gradient
     ctx.save_for_backward(q, k, v, out, lse, bias, k_lengths)
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     bias_grad = ctx.needs_input_grad[3]
-    dq, dk, dv, dbias = _attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.cap, ctx.causal, bias_grad)
+    dq, dk, dv, dbias = attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.cap, ctx.causal, bias_grad)
     return dq, dk, dv, dbias if bias_grad else None, None, None, None, None
 
 
-_attention_backward = define(
+attention_backward = define(
     "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? bias, "
     "Tensor? k_lengths, float scale, float cap, bool causal, bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     _fallback_backward,
     fake=_fake_backward,
 )
-_attention = define(
+attention_with_lse = define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? k_lengths, float scale, float cap, bool causal) "
     "-> (Tensor, Tensor)",
     _fallback,

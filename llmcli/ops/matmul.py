@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmcli.ops.registry import define
+
+MANY_ROWS = 32  # fewer do not pay for bringing the weight into the kernel's order in each product
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -17,6 +20,18 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     of threads. 16-bit products are torch's.
     """
     return _matmul(a, b)  # type: ignore[no-any-return]
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias for a weight as it lies: x (..., K), weight (N, K) → (..., N).
+
+    float32 on a CPU is our kernel's where there are many rows; all else is torch's.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if x.dtype != torch.float32 or x.device.type != "cpu" or len(flat) < MANY_ROWS:
+        return F.linear(x, weight, bias)
+    y = matmul(flat, weight.t()).view(*x.shape[:-1], len(weight))
+    return y if bias is None else y + bias
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -119,7 +119,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    dx, dweight, dbias = _norm_backward(grad, x, weight, None, ctx.has_bias, ctx.eps, ctx.rms)
+    dx, dweight, dbias = norm_backward(grad, x, weight, None, ctx.has_bias, ctx.eps, ctx.rms)
     return dx, dweight, dbias if ctx.has_bias else None, None, None
 
 
@@ -131,11 +131,11 @@ def _save_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 def _backward_add(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
     total, weight = ctx.saved_tensors
-    dx, dweight, dbias = _norm_backward(grad, total, weight, grad_total, ctx.has_bias, ctx.eps, ctx.rms)
+    dx, dweight, dbias = norm_backward(grad, total, weight, grad_total, ctx.has_bias, ctx.eps, ctx.rms)
     return dx, dx, dweight, dbias if ctx.has_bias else None, None, None
 
 
-_norm_backward = define(
+norm_backward = define(
     "norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor? extra, bool has_bias, float eps, bool rms)"
     " -> (Tensor, Tensor, Tensor)",
     _fallback_backward,

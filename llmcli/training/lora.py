@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.errors import InputError
-from llmcli.nn.linear import Linear, product
+from llmcli.nn.linear import Linear
+from llmcli.ops.matmul import product
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from llmcli.ops import registry
 from llmcli.ops.blocks import KINDS
 from llmcli.ops.cached_attention import CACHE_DTYPES, cache_bytes, write
 from llmcli.ops.linear_quantized import GROUPS
+from llmcli.ops.transformer_block import KEPT, NEEDED, WEIGHTS
 
 Cast = Callable[[Tensor], Tensor]
 Arguments = tuple[Any, ...]
@@ -365,6 +366,32 @@ def decoder(cast: Cast) -> Iterator[tuple[str, Arguments]]:
         yield f"T{T} {'gated' if gated else 'gelu'}", given
 
 
+def transformer_block(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """Both forms of GELU; rows off a tile, an odd head size; a single row."""
+    for B, T, heads, D, inner, tanh in ((2, 37, 2, 17, 40, True), (1, 1, 1, 8, 9, False), (3, 64, 4, 8, 128, False)):
+        C = heads * D
+        sizes = [(C,), (C,), (3 * C, C), (3 * C,), (C, C), (C,), (C,), (C,), (inner, C), (inner,), (C, inner), (C,)]
+        weights = [normal(*size, seed=n + 2, size=size[-1] ** -0.5) for n, size in enumerate(sizes)]
+        for norm_weight in (weights[0], weights[6]):
+            norm_weight += 1
+        streams = (cast(normal(B, T, C)), cast(normal(B, T, C, seed=1)))
+        yield f"B{B} T{T} H{heads} D{D}", (*streams, *map(cast, weights), heads, D**-0.5, 1e-5, tanh)
+
+
+def transformer_block_backward(cast: Cast) -> Iterator[tuple[str, Arguments]]:
+    """The gradients of `transformer_block` for what its exact forward leaves."""
+    exact = registry.fallback("transformer_block")
+    for name, (x, update, *rest) in transformer_block(cast):
+        weights, constants = rest[: len(WEIGHTS)], rest[len(WEIGHTS) :]
+        stream, _, *kept = exact(*(tensor.double() for tensor in (x, update, *weights)), *constants)
+        lse = KEPT.index("lse")
+        rounded = [cast(left.float()) for left in kept]
+        rounded[lse] = kept[lse].float().to(torch.promote_types(x.dtype, torch.float32))
+        needed = [weight for part, weight in zip(WEIGHTS, weights, strict=True) if part in NEEDED]
+        grads = (cast(normal(*x.shape, seed=20)), cast(normal(*x.shape, seed=21)))
+        yield name, (*grads, *needed, cast(stream.float()), *rounded, *constants)
+
+
 CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "attention": attention,
     "attention_backward": attention_backward,
@@ -399,6 +426,8 @@ CASES: dict[str, Callable[[Cast], Iterator[tuple[str, Arguments]]]] = {
     "linear_blocks_pack": linear_blocks_pack,
     "linear_quantized": linear_quantized,
     "decoder": decoder,
+    "transformer_block": transformer_block,
+    "transformer_block_backward": transformer_block_backward,
 }
 # Compared with their fallback in the same dtype: they move numbers, or round their input to whole ones first.
 SAME_DTYPE = {"blocks", "linear_pack", "quantize", "linear_quantized_pack", "linear_blocks_pack", "linear_quantized"}

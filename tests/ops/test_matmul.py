@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, library
 
-from llmcli.nn.linear import product
-from llmcli.ops import matmul
+from llmcli.ops.matmul import matmul, product
 from tests.marks import kernels_only
 from tests.ops.samples import DTYPES, normal
 from tests.ops.tolerance import assert_within_budget
