@@ -34,18 +34,21 @@ class AdamW:
 
     def add(self, part: Sequence[int], gradients: Sequence[Tensor], *, first: bool) -> None:
         """Add some gradients to those of the step; the first ones take the place of the last step's."""
+        sums: list[Tensor] = []
+        more: list[Tensor] = []
         for place in part:
             weight, gradient = self.weights[place], gradients[place]
             if weight.grad is None:
                 # Contiguous: torch's fused operator reads a gradient as if it were.
                 weight.grad = gradient.float().contiguous()
-            elif first:
-                weight.grad.copy_(gradient)
-            elif gradient.dtype == weight.dtype:
-                weight.grad.add_(gradient)
+            elif first or gradient.dtype == weight.dtype or gradient.numel() <= PIECE:
+                sums.append(weight.grad)
+                more.append(gradient)
             else:  # in pieces, or torch would bring all of it to float32 in fresh memory
-                sums, more = weight.grad.view(-1).split(PIECE), gradient.reshape(-1).split(PIECE)
-                torch._foreach_add_(list(sums), list(more))
+                sums += weight.grad.view(-1).split(PIECE)
+                more += gradient.reshape(-1).split(PIECE)
+        if sums:
+            (torch._foreach_copy_ if first else torch._foreach_add_)(sums, more)
 
     def norm(self, part: Sequence[int]) -> Tensor:
         """The length of a part's gradients as one vector."""
@@ -54,8 +57,8 @@ class AdamW:
     @torch.no_grad()
     def step(self, part: Sequence[int], rate: float, scale: float) -> None:
         """Update each weight by `scale` times its gradient, in place."""
-        if scale != 1:
-            torch._foreach_mul_([self._gradient(place) for place in part], scale)
+        # The fused operator divides as it reads: no pass over the gradients for it.
+        divisor = None if scale == 1 else torch.tensor(1 / scale, device=self.weights[0].device)
         for decay in sorted({self.decays[place] for place in part}):
             places = [place for place in part if self.decays[place] == decay]
             weights = [self.weights[place] for place in places]
@@ -78,6 +81,7 @@ class AdamW:
                 weight_decay=decay,
                 eps=1e-8,
                 maximize=False,
+                grad_scale=divisor,
             )
 
     def let_go(self) -> None:
