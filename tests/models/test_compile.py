@@ -23,7 +23,7 @@ CASES = [(family, torch.float32) for family in ("gpt2", "llama", "gemma2", "bloo
 def steps(family: str, dtype: torch.dtype, backend: str) -> list[list[Tensor]]:
     """The loss and the gradients of one step, eager and compiled without a break in the graph."""
     cls = model_class(family)
-    config = {**SIZES[family], **(NO_DROPOUT if family == "gpt2" else {})}
+    config = {"model_type": family, **SIZES[family], **(NO_DROPOUT if family == "gpt2" else {})}
     model = cls(cls.Config.from_dict(config)).initialize(torch.Generator().manual_seed(0)).to(dtype).train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
 
