@@ -194,8 +194,10 @@ class CausalModel(PackedModel):
 
     def _hides(self, ids: Tensor, cache: KVCache | None) -> int | None:
         """The window, if it hides keys from ids (B,T) that come next."""
+        if self.window is None:
+            return None
         span = ids.shape[1] if cache is None else cache.span(ids.shape[1])
-        return None if self.window is None or span <= self.window else self.window
+        return self.window if span > self.window else None
 
     def _fused(self, ids: Tensor, cache: KVCache | None) -> DecoderStack | None:
         """The model as one operator, where it is packed and ids (B,T) are not more than one call should take."""
