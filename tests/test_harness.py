@@ -70,6 +70,7 @@ def test_generation(both: tuple[Any, Any]) -> None:
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_task_of_the_harness(
     invoke: Callable[..., Result], tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def test_there_is_a_recipe_for_each_task() -> None:
         assert f"\n## {title}\n" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_runs_as_written(name: str, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = f"FINETUNE_MODEL={tiny_gpt2} FINETUNE_ITERS=2 GENERATE_MAX_TOKENS=4 EVALUATE_MAX_TOKENS=4".split()

@@ -111,6 +111,7 @@ def test_blocks_share_the_beginnings_of_keys() -> None:
     assert len(block([(b"model/h0/a", b""), (b"model/h0/b", b"")])) < 30
 
 
+@pytest.mark.slow
 def test_the_published_gpt2(tiny_gpt2: Path, tmp_path: Path, shell: Callable[..., Result]) -> None:
     original = tmp_path / "124M"
     original.mkdir()

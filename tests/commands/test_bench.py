@@ -174,6 +174,7 @@ def test_a_wrong_kernel_fails_the_gate(bench: Callable[..., Any], monkeypatch: p
     assert "differs from torch's" in result.stderr
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing(shell: Callable[..., Result], tiny_gpt2: Path) -> None:
     result = shell(f"llmcli bench -m {tiny_gpt2} -q --prompt-tokens 4 --gen-tokens 0 -r 1 -t 1 --format csv")
     assert (result.code, result.err) == (0, "")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.conftest import Result
@@ -29,6 +30,7 @@ LITTLE = {
 }
 
 
+@pytest.mark.slow
 def test_runs_as_written(shell: Callable[..., Result], tmp_path: Path) -> None:
     workflow = yaml.safe_load(WORKFLOW)
     steps = {step["name"]: step["run"] for step in workflow["jobs"]["gates"]["steps"] if "run" in step}

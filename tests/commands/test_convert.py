@@ -59,6 +59,7 @@ def test_a_gguf_file_in_a_shell(shell: Shell, invoke: Shell, tiny_gpt2: Path, tm
     assert "is the model that the new one is made from" in itself.err
 
 
+@pytest.mark.slow
 @kernels_only
 @pytest.mark.parametrize("quantize", ["", "--quantize int4"])
 def test_a_packed_model_writes_the_same_bytes(shell: Shell, tiny_gpt2: Path, tmp_path: Path, quantize: str) -> None:

@@ -107,6 +107,7 @@ class Runs:
         return [*data, "--output", str(self.folder / name), "--log", str(self.folder / f"{name}.jsonl")]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tiny_gpt2: Path, tmp_path: Path) -> None:
     runs = Runs(tmp_path, tiny_gpt2)
     full = ("--sharding", "full")

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Result
 from tests.marks import kernels_only
 from tests.tiny import TEXT
@@ -25,6 +27,7 @@ LITTLE = {
 SHELL = re.compile(r"[|;<>$]|^(?!llmcli )")
 
 
+@pytest.mark.slow
 @kernels_only
 def test_every_line_ends_as_it_says(
     shell: Callable[..., Result], invoke: Callable[..., Result], tmp_path: Path

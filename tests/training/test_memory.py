@@ -43,6 +43,7 @@ def pages(mode: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again() -> None:
     assert pages("in one heap") < 1000 < pages("given back")
     assert pages("in heaps") < 1000
